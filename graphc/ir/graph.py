@@ -1,0 +1,402 @@
+"""The Graph: immutable nodes with several outputs, interned by a builder.
+
+    Operand  = (Node, output index)
+    Node     = op, inputs: tuple[Operand], attrs, types: tuple[TensorType]     identity is equality
+    Graph    = outputs: {name: Operand}, updates: {Variable: Operand}, origins, guards
+    Variable = a named piece of state (parameter, moment, counter) that holds its value
+
+Within one `GraphBuilder` the same op on the same operands with the same attributes is the same node, so
+common subexpressions merge by construction. Inputs are keyed by name, state by its Variable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from graphc.errors import DeclarationError, UsageError
+from graphc.ir.types import DType, SymbolicExtent, TensorType
+
+if TYPE_CHECKING:
+    import networkx
+
+    from graphc.ir.ops.base import OpDef
+
+Attrs = Mapping[str, Any]
+
+
+class Variable:
+    """A named piece of state that belongs to the network: a parameter, a moment, a counter.
+
+    `array` is its current value: a live numpy view into a slab once an executable has laid it out. Its
+    address never changes after `array` has been read for the first time.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_initial", "_owner", "name", "trainable", "type")
+
+    def __init__(
+        self,
+        name: str,
+        type: TensorType,
+        initial: Callable[[], np.ndarray[Any, Any]],
+        trainable: bool = True,
+    ) -> None:
+        self.name = name
+        self.type = type
+        self.trainable = trainable
+        self._initial = initial
+        self._array: np.ndarray[Any, Any] | None = None
+        self._owner: Any = None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether storage exists already."""
+        return self._array is not None
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        if self._array is None:
+            from graphc.ir.slabs import place_variables
+
+            place_variables([self])
+        assert self._array is not None
+        return self._array
+
+    def place(self, storage: np.ndarray[Any, Any], owner: Any) -> None:
+        """Adopts storage (contiguous, of this dtype and shape) and writes the initial value there.
+
+        `owner` is whatever keeps the memory alive (the slab)."""
+        if self._array is not None:
+            raise UsageError(f"the storage of {self.name} is fixed")
+        storage[...] = self._initial()
+        self._array = storage
+        self._owner = owner
+
+    def reset(self) -> None:
+        """Sets the initial value again."""
+        self.array[...] = self._initial()
+
+    def __repr__(self) -> str:
+        return f"Variable({self.name}: {self.type})"
+
+    def __reduce__(self) -> Any:
+        raise UsageError(f"{self.name} cannot be copied or pickled; use state_dict() or save()")
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantData:
+    """A constant array in attrs; equal by dtype, shape and bytes (so -0.0 and NaN patterns differ)."""
+
+    array: np.ndarray[Any, Any] = field(compare=False, hash=False)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        array = np.ascontiguousarray(self.array).reshape(np.shape(self.array)).copy()
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+        head = f"{array.dtype.str}{array.shape}".encode()
+        object.__setattr__(self, "digest", hashlib.sha256(head + array.tobytes()).hexdigest()[:16])
+
+
+class Operand(NamedTuple):
+    """One output of a node."""
+
+    node: Node
+    index: int = 0
+
+    @property
+    def type(self) -> TensorType:
+        return self.node.types[self.index]
+
+    @property
+    def dtype(self) -> DType:
+        return self.node.types[self.index].dtype
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.node.types[self.index].shape
+
+
+class Node:
+    """One operation. Immutable; two nodes are equal only if they are the same object."""
+
+    __slots__ = ("__weakref__", "attrs", "inputs", "op", "types")
+    op: OpDef
+    inputs: tuple[Operand, ...]
+    attrs: Attrs
+    types: tuple[TensorType, ...]
+
+    def __init__(
+        self, op: OpDef, inputs: tuple[Operand, ...], attrs: Attrs, types: tuple[TensorType, ...]
+    ) -> None:
+        set_ = object.__setattr__
+        set_(self, "op", op)
+        set_(self, "inputs", inputs)
+        set_(self, "attrs", MappingProxyType(dict(attrs)))
+        set_(self, "types", types)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UsageError(f"nodes are immutable; {name} cannot be set")
+
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.op.name
+
+    @property
+    def variable(self) -> Variable:
+        """The Variable that a `parameter` node reads."""
+        variable = self.attrs["variable"]
+        assert isinstance(variable, Variable)
+        return variable
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(operand.type) for operand in self.inputs)
+        return f"<{self.op.name}({shapes}) -> {', '.join(map(str, self.types))}>"
+
+
+def attr_key(value: Any) -> Any:
+    """A hashable key under which attribute values are the same only if they mean the same.
+
+    Python's `1 == 1.0 == True` and `0.0 == -0.0` must not merge, and NaN must equal itself."""
+    if isinstance(value, (bool, int, str, type(None))):
+        return (type(value).__name__, value)
+    if isinstance(value, float):
+        return ("float", np.float64(value).tobytes())
+    if isinstance(value, (tuple, list)):
+        return ("tuple", tuple(map(attr_key, value)))
+    if isinstance(value, np.generic):
+        return (value.dtype.str, value.tobytes())
+    if isinstance(value, (DType, SymbolicExtent, ConstantData, TensorType)):
+        return (type(value).__name__, value)
+    if isinstance(value, Variable):
+        return ("variable", id(value))
+    if isinstance(value, Mapping):
+        return ("mapping", tuple(sorted((k, attr_key(v)) for k, v in value.items())))
+    raise DeclarationError(f"an attribute of type {type(value).__name__} cannot be part of a graph")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a node comes from: the user's lines that declared it, and the rules that made it."""
+
+    sites: frozenset[str] = frozenset()  # "file.py:12"
+    rules: frozenset[str] = frozenset()  # "vjp:matmul", "fold", ...
+
+    def merge(self, other: Origin) -> Origin:
+        return Origin(self.sites | other.sites, self.rules | other.rules)
+
+    def __str__(self) -> str:
+        return " ".join([*sorted(self.sites), *(f"[{rule}]" for rule in sorted(self.rules))])
+
+
+NO_ORIGIN = Origin()
+
+
+class GraphBuilder:
+    """Makes interned nodes. `b("add", x, y)` applies an op and returns its first output.
+
+    `origin` is what new nodes are attributed to; set it with `attributed_to(...)` while a pass works on
+    behalf of some older node.
+    """
+
+    def __init__(self) -> None:
+        self._interned: dict[Any, Node] = {}
+        self.origins: dict[Node, Origin] = {}
+        self.origin: Origin = NO_ORIGIN
+
+    def __call__(self, op: str, *inputs: Operand, **attrs: Any) -> Operand:
+        return Operand(self.node(op, inputs, attrs), 0)
+
+    def node(self, op: str | OpDef, inputs: Sequence[Operand] = (), attrs: Attrs | None = None) -> Node:
+        """The node for an op on operands; infers its types. Raises ShapeError or DTypeError."""
+        from graphc.ir.ops import OPS
+
+        definition = OPS[op] if isinstance(op, str) else op
+        attrs = attrs or {}
+        key = (
+            definition.name,
+            tuple((id(operand.node), operand.index) for operand in inputs),
+            tuple(sorted((name, attr_key(value)) for name, value in attrs.items())),
+        )
+        found = self._interned.get(key)
+        if found is None:
+            types = tuple(definition.infer([operand.type for operand in inputs], attrs))
+            found = Node(definition, tuple(inputs), attrs, types)
+            self._interned[key] = found
+        self.origins[found] = self.origins.get(found, NO_ORIGIN).merge(self.origin)
+        return found
+
+    def attributed_to(self, origin: Origin, rule: str = "") -> _Attribution:
+        """A context in which new nodes get this origin, plus the name of a rule."""
+        return _Attribution(self, replace(origin, rules=origin.rules | {rule}) if rule else origin)
+
+    def full(self, value: float | int | bool, type: TensorType) -> Operand:
+        """A constant of one repeated value."""
+        return self("full", value=type.dtype.numpy.type(value).item(), dtype=type.dtype, shape=type.shape)
+
+    def full_like(self, value: float | int | bool, operand: Operand) -> Operand:
+        return self.full(value, operand.type)
+
+    def cast(self, operand: Operand, dtype: DType) -> Operand:
+        return operand if operand.dtype == dtype else self("cast", operand, dtype=dtype)
+
+    def broadcast_to(self, operand: Operand, shape: Sequence[Any]) -> Operand:
+        return operand if operand.shape == tuple(shape) else self("broadcast_to", operand, shape=tuple(shape))
+
+    def reshape(self, operand: Operand, shape: Sequence[Any]) -> Operand:
+        return operand if operand.shape == tuple(shape) else self("reshape", operand, shape=tuple(shape))
+
+    def transpose(self, operand: Operand, permutation: Sequence[int]) -> Operand:
+        if tuple(permutation) == tuple(range(len(operand.shape))):
+            return operand
+        return self("transpose", operand, permutation=tuple(permutation))
+
+    def sum(self, operand: Operand, axes: Sequence[int]) -> Operand:
+        return self("reduce_sum", operand, axes=tuple(axes)) if axes else operand
+
+    def expand_dims(self, operand: Operand, axes: Sequence[int]) -> Operand:
+        """Inserts axes of extent 1 at these positions of the result."""
+        return self("expand_dims", operand, axes=tuple(axes)) if axes else operand
+
+    def add_n(self, operands: Sequence[Operand]) -> Operand:
+        """ONE n-ary sum (the identity for one operand)."""
+        return operands[0] if len(operands) == 1 else self("add_n", *operands)
+
+
+class _Attribution:
+    def __init__(self, builder: GraphBuilder, origin: Origin) -> None:
+        self._builder = builder
+        self._origin = origin
+
+    def __enter__(self) -> None:
+        self._previous = self._builder.origin
+        self._builder.origin = self._origin
+
+    def __exit__(self, *_: object) -> None:
+        self._builder.origin = self._previous
+
+
+def topological(roots: Iterable[Operand]) -> list[Node]:
+    """All nodes that the operands depend on, producers first, in a deterministic order. Iterative."""
+    order: list[Node] = []
+    done: set[Node] = set()
+    for root in roots:
+        stack: list[tuple[Node, int]] = [(root.node, 0)]
+        while stack:
+            node, position = stack.pop()
+            if node in done:
+                continue
+            if position < len(node.inputs):
+                stack.append((node, position + 1))
+                child = node.inputs[position].node
+                if child not in done:
+                    stack.append((child, 0))
+            else:
+                done.add(node)
+                order.append(node)
+    return order
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Outputs and state updates of one step, with everything they depend on.
+
+    Every read of state sees the value at the start of the step; updates take effect at its end.
+    """
+
+    outputs: Mapping[str, Operand]
+    updates: Mapping[Variable, Operand] = field(default_factory=dict)
+    origins: Mapping[Node, Origin] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> list[Operand]:
+        return [*self.outputs.values(), *self.updates.values()]
+
+    def nodes(self) -> list[Node]:
+        """Producers first; deterministic."""
+        return topological(self.roots)
+
+    def inputs(self) -> dict[str, Node]:
+        """Input nodes by name. Raises DeclarationError if two inputs share a name."""
+        return _by_name((n.attrs["name"], n) for n in self.nodes() if n.name == "input")
+
+    def variables(self) -> dict[str, Variable]:
+        """State by name: read, updated or both. Raises DeclarationError if two share a name."""
+        read = ((n.variable.name, n.variable) for n in self.nodes() if n.name == "parameter")
+        return _by_name([*read, *((v.name, v) for v in self.updates)])
+
+    def origin(self, node: Node) -> Origin:
+        return self.origins.get(node, NO_ORIGIN)
+
+    def consumers(self) -> dict[Node, list[tuple[Node, int]]]:
+        """For every node: (consumer, position of the operand), repeats kept."""
+        result: dict[Node, list[tuple[Node, int]]] = {n: [] for n in self.nodes()}
+        for node in result:
+            for position, operand in enumerate(node.inputs):
+                result[operand.node].append((node, position))
+        return result
+
+    def networkx(self) -> networkx.MultiDiGraph[Node]:
+        """A MultiDiGraph view; each edge is keyed by the operand position, so `mul(x, x)` has two."""
+        import networkx
+
+        view = networkx.MultiDiGraph()
+        for node in self.nodes():
+            view.add_node(node)
+            for position, operand in enumerate(node.inputs):
+                view.add_edge(operand.node, node, key=position, index=operand.index)
+        return view
+
+
+def _by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if result.setdefault(name, value) is not value:
+            raise DeclarationError(f"two different inputs or parameters are named {name!r}")
+    return result
+
+
+Rule = Callable[[GraphBuilder, Node, tuple[Operand, ...]], "Sequence[Operand] | None"]
+
+
+def rebuild(graph: Graph, rule: Rule, name: str = "") -> Graph:
+    """Rebuilds a graph bottom up into a fresh builder, offering every node to a rule.
+
+    `rule(builder, old_node, new_inputs)` returns the replacement's outputs, or None to keep the node.
+    What it builds carries the old node's origin and, when it changed something, the rule's name.
+    """
+    builder = GraphBuilder()
+    mapped: dict[Node, Sequence[Operand]] = {}
+    for node in graph.nodes():
+        inputs = tuple(mapped[operand.node][operand.index] for operand in node.inputs)
+        origin = graph.origin(node)
+        with builder.attributed_to(origin, name):
+            replaced = rule(builder, node, inputs)
+        if replaced is None:
+            with builder.attributed_to(origin):
+                kept = builder.node(node.op, inputs, node.attrs)
+            replaced = [Operand(kept, i) for i in range(len(kept.types))]
+        mapped[node] = replaced
+    return Graph(
+        {label: mapped[o.node][o.index] for label, o in graph.outputs.items()},
+        {variable: mapped[o.node][o.index] for variable, o in graph.updates.items()},
+        builder.origins,
+    )
+
+
+def intern(graph: Graph) -> Graph:
+    """The same graph with equal nodes merged, their origins united."""
+    return rebuild(graph, lambda builder, node, inputs: None)
+
+
+def iterate_operands(graph: Graph) -> Iterator[Operand]:
+    """Every output of every node."""
+    for node in graph.nodes():
+        for index in range(len(node.types)):
+            yield Operand(node, index)

@@ -7,8 +7,10 @@ A `Module` collects functions and intrinsic declarations; a `Function` is writte
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from graphc.ir.types import DType
 
@@ -97,8 +99,12 @@ def constant(value: float | int | bool, type: LLType) -> Value:
 class Module:
     """Text of one LLVM module: functions and the declarations that they need, each once."""
 
-    def __init__(self, triple: str = "", function_attributes: str = "nounwind") -> None:
+    def __init__(
+        self, triple: str = "", function_attributes: str = "nounwind", *, has_rounding: bool = False
+    ) -> None:
         self.triple = triple
+        # Whether llvm.floor and its kin are instructions of the target; if not they would call libm.
+        self.has_rounding = has_rounding
         self.function_attributes = function_attributes
         self._declarations: dict[str, None] = {}
         self._globals: dict[str, str] = {}
@@ -125,6 +131,18 @@ class Module:
         ) + "\n"
 
 
+# Lines of text, with regions nested in them.
+Region = list[Any]
+
+
+def _flatten(region: Region) -> Iterator[str]:
+    for line in region:
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _flatten(line)
+
+
 class Function:
     """Writes one function. Instructions go to the current block; `block()` starts the next one."""
 
@@ -144,8 +162,8 @@ class Function:
         self.result = result
         self._linkage = linkage
         self._attributes = attributes
-        self._lines: list[str] = []
-        self._entry_lines: list[str] = []
+        self._lines: Region = []
+        self._entry_lines: Region = []
         self._counter = 0
         self.current_block = "entry"
 
@@ -163,6 +181,21 @@ class Function:
     def block(self, label: str) -> None:
         self._lines.append(f"{label}:")
         self.current_block = label
+
+    def region(self) -> Region:
+        """Reserves a place here, to be written to later with `writing_to`: what is hoisted goes there."""
+        region: Region = []
+        self._lines.append(region)
+        return region
+
+    @contextmanager
+    def writing_to(self, region: Region) -> Iterator[None]:
+        """Sends the instructions of a block to a reserved region (no labels or branches there)."""
+        previous, self._lines = self._lines, region
+        try:
+            yield
+        finally:
+            self._lines = previous
 
     def comment(self, text: str) -> None:
         self._lines.append(f"  ; {text}")
@@ -182,16 +215,19 @@ class Function:
         self._entry_lines.append(f"  {ref} = alloca {type}, i64 {count}, align {align}")
         return Value(PTR, ref)
 
-    def finish(self) -> None:
-        """Adds the function's text to the module."""
+    def render(self, name: str | None = None) -> str:
+        """The function's text, under another name if one is given."""
         result = str(self.result) if self.result else "void"
         parameters = ", ".join(f"{p.type} {p.ref}" for p in self.parameters)
         linkage = f"{self._linkage} " if self._linkage else ""
         attributes = f" {self.module.function_attributes} {self._attributes}".rstrip()
-        body = "\n".join(["entry:", *self._entry_lines, *self._lines])
-        self.module.add_function(
-            self.name, f"define {linkage}{result} @{self.name}({parameters}){attributes} {{\n{body}\n}}\n"
-        )
+        body = "\n".join(["entry:", *_flatten(self._entry_lines), *_flatten(self._lines)])
+        head = f"define {linkage}{result} @{name or self.name}({parameters}){attributes}"
+        return f"{head} {{\n{body}\n}}\n"
+
+    def finish(self) -> None:
+        """Adds the function's text to the module."""
+        self.module.add_function(self.name, self.render())
 
     # ------------------------------------------------------------------------------- arithmetic
 

@@ -149,6 +149,11 @@ class Node:
         return self.op.name
 
     @property
+    def outputs(self) -> tuple[Operand, ...]:
+        """All outputs, in order."""
+        return tuple(Operand(self, index) for index in range(len(self.types)))
+
+    @property
     def variable(self) -> Variable:
         """The Variable that a `parameter` node reads."""
         variable = self.attrs["variable"]

@@ -1,6 +1,7 @@
 """The ops, one file per family. Importing this package fills the table `OPS`."""
 
 from graphc.ir.ops import (  # noqa: F401
+    activations,
     composite,
     contract,
     elementwise,

@@ -7,7 +7,7 @@ against. Equalities of extents that the compiler could only assume are checked h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from graphc.errors import FeedError, ShapeError, VerifyError
 from graphc.ir.graph import Graph, Node, Operand, Variable, topological
 from graphc.ir.ops.base import Array, ArraySpec
-from graphc.ir.types import DType, SymbolicExtent, TensorType, dims_of, evaluate
+from graphc.ir.types import DType, Guard, SymbolicExtent, TensorType, collect_guards, dims_of, evaluate
 
 Precision = Literal["declared", "float64"]
 
@@ -34,9 +34,9 @@ def interpret(
     Nothing is changed: outputs and new values are fresh arrays. `state` gives the values that variables
     have at the start (default: what they hold), `bindings` those of dims (default: bound by the feeds).
     With precision "float64" every float value is computed in float64, from feeds and state as given
-    (pass them rounded to the declared dtypes to see what a native run sees). Feeds of unknown names are ignored.
-    Raises FeedError for feeds that are missing or do not fit, ShapeError where extents that must be
-    equal are not, IndexRangeError for an index out of range.
+    (pass them rounded to the declared dtypes to see what a native run sees).
+    Feeds of unknown names are ignored. Raises FeedError for feeds that are missing or do not fit, ShapeError
+    where extents that must be equal are not, IndexRangeError for an index out of range.
     """
     roots = frozenset(graph.roots)
     values: dict[Operand, Array] = {}
@@ -149,6 +149,7 @@ def _evaluate(
     widen: Callable[[DType], np.dtype[Any]],
 ) -> Sequence[Array]:
     specs = [ArraySpec(widen(t.dtype), tuple(evaluate(e, bindings) for e in t.shape)) for t in node.types]
+    _check_extents(node, specs, bindings)
     results: Sequence[Array]
     if node.name == "input":
         results = [_feed(node, feeds, specs[0])]
@@ -160,7 +161,6 @@ def _evaluate(
         results = [np.asarray(evaluate(node.attrs["extent"], bindings), dtype=specs[0].dtype)]
     else:
         attrs = {name: bind_attribute(value, bindings) for name, value in node.attrs.items()}
-        _check_extents(node, arrays, attrs, specs)
         with np.errstate(all="ignore"):
             results = [np.asarray(result) for result in node.op.reference(arrays, attrs, specs)]
     for result, spec in zip(results, specs, strict=True):
@@ -171,14 +171,22 @@ def _evaluate(
     return results
 
 
-def _check_extents(
-    node: Node, arrays: Sequence[Array], attrs: Mapping[str, Any], specs: Sequence[ArraySpec]
-) -> None:
-    """Infers the types again from the shapes at hand, in which every assumed equality is decided."""
-    types = [TensorType(o.dtype, array.shape) for o, array in zip(node.inputs, arrays, strict=True)]
-    for inferred, spec in zip(node.op.infer(types, attrs), specs, strict=True):
-        if inferred.shape != spec.shape:
-            raise ShapeError(f"{node!r}: shape {list(inferred.shape)} where {list(spec.shape)} was declared")
+def _check_extents(node: Node, specs: Sequence[ArraySpec], bindings: Mapping[str, int]) -> None:
+    """Checks the equalities that the node's type inference assumed. They are not inferred anew from the
+    shapes at hand: there a dim that happens to be 1 would broadcast."""
+    if any(extent < 0 for spec in specs for extent in spec.shape):
+        raise ShapeError(f"{node!r}: an extent is negative, {[list(spec.shape) for spec in specs]}")
+    with collect_guards() as guards:
+        node.op.infer([operand.type for operand in node.inputs], node.attrs)
+    check_guards(guards, bindings)
+
+
+def check_guards(guards: Iterable[Guard], bindings: Mapping[str, int]) -> None:
+    """Raises ShapeError for the first assumed equality of extents that the bindings refute."""
+    for left, right, context in guards:
+        a, b = evaluate(left, bindings), evaluate(right, bindings)
+        if a != b:
+            raise ShapeError(f"{context}: extents {left} and {right} differ, they are {a} and {b}")
 
 
 def bind_attribute(value: Any, bindings: Mapping[str, int]) -> Any:

@@ -1,0 +1,353 @@
+"""Addresses, loads and stores of a kernel: affine accesses, guards, tails and gathers.
+
+The address of `source[index]` is linear in the loop axes. Its parts are added in the order of nesting,
+each in the region at the start of the loop body that fixes it, so that nothing is recomputed further in;
+what a tile adds (row 3, vector 1) becomes a constant displacement where strides are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphc.codegen.builder import (
+    I64,
+    PTR,
+    Function,
+    LLType,
+    Value,
+    constant,
+    memory_type,
+    register_type,
+)
+from graphc.codegen.scalars import emit_combine, reduce_lanes
+from graphc.codegen.tiles import Axis, Scope, Tile, build
+from graphc.ir.kernels import CHUNK, Affine, Index, contiguous_strides
+from graphc.ir.scalar import combine_identity
+from graphc.ir.types import DType, Extent, Shape, evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Memory that a kernel can address: a buffer, or a local array (one per unrolled row)."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+    pointer: Value
+    # For a local array: the row axes it was declared under, and the elements from one row's to the next.
+    axes: tuple[str, ...] = ()
+    row_stride: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        return self.row_stride > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A flattened index: offset + sum(coefficient * name), in elements."""
+
+    terms: tuple[tuple[str, Extent], ...]
+    offset: Extent
+
+
+def linearise(index: Index, shape: Shape) -> Linear:
+    flat = Affine()
+    for affine, stride in zip(index, contiguous_strides(shape), strict=True):
+        flat = flat + affine.scale(stride)
+    return Linear(flat.terms, flat.offset)
+
+
+class Memory:
+    """The addressing half of the kernel emitter. Subclasses add expressions and statements."""
+
+    def __init__(self, f: Function, lanes: int) -> None:
+        self.f = f
+        self.lanes = lanes
+        self.axes: dict[str, Axis] = {}  # active, outermost first
+        self.scopes: list[Scope] = [Scope(0, f.region())]
+        self.places: dict[str, Place] = {}
+        self.scalars: dict[str, Tile] = {}  # Lets and Vars in scope
+        self.extent_slots: dict[Extent, int] = {}
+        self.first_extent_slot = 0
+        self._spare: Value | None = None
+
+    # -------------------------------------------------------------------------------- extents, axes
+
+    def extent(self, extent: Extent) -> Value:
+        """An extent as an i64: a literal, or loaded once from the operand block."""
+        if isinstance(extent, int):
+            return constant(extent, I64)
+        scope = self.scopes[0]
+        if extent not in scope.memo:
+            slot = self.extent_slots.setdefault(extent, self.first_extent_slot + len(self.extent_slots))
+            with self.f.writing_to(scope.region):
+                address = self.f.gep(self.f.parameters[0], constant(slot, I64), I64)
+                scope.memo[extent] = self.f.load(address, I64)
+        return scope.memo[extent]
+
+    def tiled(self, names: set[str] | frozenset[str]) -> list[Axis]:
+        """Those of the active axes that are unrolled or vectorised, in the order of nesting."""
+        return [axis for axis in self.axes.values() if axis.is_tiled and axis.name in names]
+
+    def axes_of(self, affine_names: frozenset[str]) -> set[str]:
+        """The axes that an index over these names varies with (gathers through their scalar's axes)."""
+        result: set[str] = set()
+        for name in affine_names:
+            result |= {name} if name in self.axes else set()
+            if name in self.scalars:
+                result |= set(self.scalars[name].axes)
+        return result
+
+    def vector_axis(self) -> Axis | None:
+        return next((axis for axis in self.axes.values() if axis.vector), None)
+
+    def base_of(self, name: str) -> tuple[Value, int]:
+        """The current value of a loop axis (or the chunk number) and the depth that fixes it."""
+        if name == CHUNK:
+            return self.f.parameters[3], 0
+        axis = self.axes[name]
+        return axis.base, axis.depth
+
+    # ------------------------------------------------------------------------------------ addresses
+
+    def scaled(self, value: Value, factor: Extent) -> Value:
+        """value * factor, without an instruction for a factor of 1."""
+        if factor == 1:
+            return value
+        if not value.ref.startswith("%") and isinstance(factor, int):
+            return constant(int(value.ref) * factor, I64)
+        return self.f.binary("mul", value, self.f.splat(self.extent(factor), value.type.lanes))
+
+    def hoisted_gep(self, depth: int, pointer: Value, index: Value, factor: Extent, element: LLType) -> Value:
+        """pointer + index * factor, computed once at the start of the loop body at `depth`."""
+        if index.ref == "0":
+            return pointer
+        scope = self.scopes[depth]
+        key = (pointer.ref, index.ref, factor, element)
+        if key not in scope.memo:
+            self.extent(factor)
+            with self.f.writing_to(scope.region):
+                scope.memo[key] = self.f.gep(pointer, self.scaled(index, factor), element)
+        return scope.memo[key]
+
+    def address(self, place: Place, linear: Linear, key: dict[str, int]) -> Value:
+        """The address of an access for one combination of unrolled iterations (first lane)."""
+        element = memory_type(place.dtype)
+        pointer = place.pointer
+        displacement = 0
+        if isinstance(linear.offset, int):
+            displacement += linear.offset
+        else:
+            pointer = self.hoisted_gep(0, pointer, self.extent(linear.offset), 1, element)
+        if place.axes:
+            row = 0
+            for name in place.axes:
+                row = row * self.axes[name].count + key[name]
+            displacement += row * place.row_stride
+        fixed = [(name, c) for name, c in linear.terms if name not in self.scalars]
+        for name, coefficient in sorted(fixed, key=lambda term: self.base_of(term[0])[1]):
+            base, depth = self.base_of(name)
+            pointer = self.hoisted_gep(depth, pointer, base, coefficient, element)
+            step = key.get(name, 0) * (self.axes[name].lanes if name in self.axes else 1)
+            if isinstance(coefficient, int):
+                displacement += step * coefficient
+            elif step:
+                pointer = self.hoisted_gep(depth, pointer, constant(step, I64), coefficient, element)
+        for name, coefficient in linear.terms:
+            if name in self.scalars and self.scalars[name].at(key).type.lanes == 1:
+                index = self.as_i64(self.scalars[name], key)
+                pointer = self.f.gep(pointer, self.scaled(index, coefficient), element)
+        return self.f.gep(pointer, constant(displacement, I64), element) if displacement else pointer
+
+    def as_i64(self, tile: Tile, key: dict[str, int]) -> Value:
+        value = tile.at(key)
+        if value.type.bits == 64:
+            return value
+        return self.f.convert("zext" if tile.dtype.kind != "int" else "sext", value, value.type.with_element("i64"))
+
+    def lane_offsets(self, linear: Linear, key: dict[str, int], axis: Axis) -> Value | None:
+        """What the lanes of a vector access add to its address; None if they are contiguous."""
+        coefficient = dict(linear.terms).get(axis.name, 0)
+        gathers = [
+            (name, c)
+            for name, c in linear.terms
+            if name in self.scalars and self.scalars[name].at(key).type.lanes > 1
+        ]
+        if coefficient == 1 and not gathers:
+            return None
+        total = self.scaled_lanes(coefficient, axis.lanes)
+        for name, factor in gathers:
+            part = self.scaled(self.as_i64(self.scalars[name], key), factor)
+            total = part if total is None else self.f.binary("add", total, part)
+        return total if total is not None else constant(0, I64.with_lanes(axis.lanes))
+
+    def scaled_lanes(self, coefficient: Extent, lanes: int) -> Value | None:
+        if coefficient == 0:
+            return None
+        ids = self.f.lane_ids("i64", lanes)
+        if coefficient == 1:
+            return ids
+        return self.f.binary("mul", ids, self.f.splat(self.extent(coefficient), lanes))
+
+    # ------------------------------------------------------------------------------- loads and stores
+
+    def is_vector_access(self, linear: Linear, key: dict[str, int], axis: Axis | None) -> bool:
+        """Whether the lanes of the vector axis touch different elements."""
+        if axis is None:
+            return False
+        if dict(linear.terms).get(axis.name, 0) != 0:
+            return True
+        return any(
+            name in self.scalars and self.scalars[name].at(key).type.lanes > 1 for name, _ in linear.terms
+        )
+
+    def mask_of(self, axis: Axis | None, key: dict[str, int], guard: Value | None) -> Value | None:
+        """Tail mask and guard together (None: everything exists)."""
+        tail = axis.masks[key[axis.name]] if axis is not None and axis.masks and axis.name in key else None
+        if tail is None or guard is None:
+            return tail if guard is None else guard
+        return self.f.binary("and", tail, self.f.splat(guard, tail.type.lanes))
+
+    def load_tile(
+        self, place: Place, index: Index, guard: Tile | None, fill: float | int | bool
+    ) -> Tile:
+        linear = linearise(index, place.shape)
+        names = self.axes_of(frozenset(name for name, _ in linear.terms)) | set(place.axes)
+        if guard is not None:
+            names |= set(guard.axes)
+        return build(
+            place.dtype,
+            self.tiled(names),
+            lambda key: self._load(place, linear, key, guard.at(key) if guard else None, fill),
+        )
+
+    def _load(
+        self, place: Place, linear: Linear, key: dict[str, int], guard: Value | None, fill: float | int | bool
+    ) -> Value:
+        f, axis = self.f, self.vector_axis()
+        address = self.address(place, linear, key)
+        wide = self.is_vector_access(linear, key, axis) or (guard is not None and guard.type.lanes > 1)
+        if not wide:
+            value = self._scalar_load(address, memory_type(place.dtype), guard, fill)
+            return self.from_memory(value, place.dtype)
+        assert axis is not None
+        type = memory_type(place.dtype, axis.lanes)
+        mask = self.mask_of(axis, key, guard)
+        offsets = self.lane_offsets(linear, key, axis)
+        if offsets is None and place.is_local and guard is None:
+            mask = None  # local arrays are padded to whole vectors
+        if mask is not None:
+            mask = f.splat(mask, axis.lanes)
+        filler = constant(fill, type)
+        if offsets is not None:
+            every = constant(True, LLType("i1", axis.lanes))
+            addresses = f.gep(address, offsets, memory_type(place.dtype))
+            value = f.gather(addresses, mask or every, filler)
+        elif mask is not None:
+            value = f.masked_load(address, mask, filler)
+        else:
+            value = f.load(address, type)
+        return self.from_memory(value, place.dtype)
+
+    def _scalar_load(
+        self, address: Value, type: LLType, guard: Value | None, fill: float | int | bool
+    ) -> Value:
+        """A scalar load; where a guard is false, a spare stack slot is read in place of the address."""
+        if guard is None:
+            return self.f.load(address, type)
+        if self._spare is None:
+            self._spare = self.f.alloca("i64", 1)
+        safe = self.f.select(guard, address, self._spare)
+        return self.f.select(guard, self.f.load(safe, type), constant(fill, type))
+
+    def store_item(
+        self, place: Place, linear: Linear, key: dict[str, int], value: Value, guard: Value | None, combine: str
+    ) -> None:
+        """Stores one item; `combine` accumulates into memory. Lanes that share an address are combined."""
+        f, axis = self.f, self.vector_axis()
+        address = self.address(place, linear, key)
+        if not self.is_vector_access(linear, key, axis):
+            if axis is not None and axis.name in key and combine:
+                value = self._reduced(value, axis, key, guard, combine, place.dtype)
+                guard = None
+            self._scalar_store(address, value, guard, combine, place.dtype)
+            return
+        assert axis is not None
+        type = memory_type(place.dtype, axis.lanes)
+        value = f.splat(value, axis.lanes)
+        mask = self.mask_of(axis, key, guard)
+        offsets = self.lane_offsets(linear, key, axis)
+        if offsets is None and place.is_local and guard is None:
+            mask = None
+        if mask is not None:
+            mask = f.splat(mask, axis.lanes)
+        if offsets is not None:
+            every = constant(True, LLType("i1", axis.lanes))
+            addresses = f.gep(address, offsets, memory_type(place.dtype))
+            if combine:
+                old = f.gather(addresses, mask or every, constant(0, type))
+                value = emit_combine(f, combine, self.from_memory(old, place.dtype), value, place.dtype)
+            f.scatter(self.to_memory(value, place.dtype), addresses, mask or every)
+            return
+        if combine:
+            if mask is None:
+                old = f.load(address, type)
+            else:
+                old = f.masked_load(address, mask, constant(0, type))
+            value = emit_combine(f, combine, self.from_memory(old, place.dtype), value, place.dtype)
+        stored = self.to_memory(value, place.dtype)
+        if mask is None:
+            f.store(stored, address)
+        else:
+            f.masked_store(stored, address, mask)
+
+    def _reduced(
+        self, value: Value, axis: Axis, key: dict[str, int], guard: Value | None, combine: str, dtype: DType
+    ) -> Value:
+        value = self.f.splat(value, axis.lanes)
+        mask = self.mask_of(axis, key, guard)
+        if mask is not None:
+            mask = self.f.splat(mask, axis.lanes)
+            value = self.f.select(mask, value, constant(combine_identity(combine, dtype), value.type))
+        return reduce_lanes(self.f, combine, value, dtype)
+
+    def _scalar_store(
+        self, address: Value, value: Value, guard: Value | None, combine: str, dtype: DType
+    ) -> None:
+        f = self.f
+        if guard is not None:
+            if self._spare is None:
+                self._spare = f.alloca("i64", 1)
+            address = f.select(guard, address, self._spare)
+        if combine:
+            old = self.from_memory(f.load(address, memory_type(dtype)), dtype)
+            value = emit_combine(f, combine, old, value, dtype)
+        f.store(self.to_memory(value, dtype), address)
+
+    def from_memory(self, value: Value, dtype: DType) -> Value:
+        return self.f.compare("ne", value, constant(0, value.type)) if dtype.is_bool else value
+
+    def to_memory(self, value: Value, dtype: DType) -> Value:
+        return self.f.convert("zext", value, memory_type(dtype, value.type.lanes)) if dtype.is_bool else value
+
+    def local_place(self, name: str, dtype: DType, shape: Shape) -> Place:
+        """Stack space for a local array: one per unrolled row, padded to whole vectors."""
+        rows = [axis for axis in self.axes.values() if axis.is_tiled]
+        size = 1
+        for extent in shape:
+            size *= evaluate(extent, {})
+        padded = -(-size // self.lanes) * self.lanes + self.lanes
+        copies = 1
+        for axis in rows:
+            copies *= axis.count
+        pointer = self.f.alloca(str(memory_type(dtype)), padded * copies)
+        return Place(name, dtype, shape, pointer, tuple(axis.name for axis in rows), padded)
+
+
+def pointer_operand(f: Function, slot: int) -> Value:
+    """Loads a buffer's address from the operand block."""
+    return f.load(f.gep(f.parameters[0], constant(slot, I64), I64), PTR)
+
+
+__all__ = ["Linear", "Memory", "Place", "linearise", "pointer_operand", "register_type"]

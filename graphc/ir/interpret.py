@@ -16,7 +16,16 @@ import numpy as np
 from graphc.errors import FeedError, ShapeError, VerifyError
 from graphc.ir.graph import Graph, Node, Operand, Variable, topological
 from graphc.ir.ops.base import Array, ArraySpec
-from graphc.ir.types import DType, Guard, SymbolicExtent, TensorType, collect_guards, dims_of, evaluate
+from graphc.ir.types import (
+    DTYPES,
+    DType,
+    Guard,
+    SymbolicExtent,
+    TensorType,
+    collect_guards,
+    dims_of,
+    evaluate,
+)
 
 Precision = Literal["declared", "float64"]
 
@@ -161,6 +170,8 @@ def _evaluate(
         results = [np.asarray(evaluate(node.attrs["extent"], bindings), dtype=specs[0].dtype)]
     else:
         attrs = {name: bind_attribute(value, bindings) for name, value in node.attrs.items()}
+        if "dtype" in attrs:  # a cast to float32 widens like everything else
+            attrs["dtype"] = DTYPES[widen(attrs["dtype"]).name]
         with np.errstate(all="ignore"):
             results = [np.asarray(result) for result in node.op.reference(arrays, attrs, specs)]
     for result, spec in zip(results, specs, strict=True):

@@ -1,0 +1,145 @@
+"""exp, expm1, sigmoid and tanh.
+
+    exp(x) = 2^k e^r,   k = round(x / ln 2),   r = x - k ln 2  in [-ln2/2, ln2/2]
+
+The polynomials for e^r come from `benchmarks/math_coefficients.py`. ln 2 is split (Cody and Waite) so
+that k times its high part is exact without a fused multiply.
+"""
+
+from __future__ import annotations
+
+import math
+
+from graphc.codegen.builder import Function, Value
+from graphc.codegen.math.number import Number, clamp, fast_two_sum, fma, horner, select, shared
+
+LOG2_E = math.log2(math.e)
+# High parts with 32 (float64, from fdlibm's e_exp.c) and 9 (float32, Cephes's expf) significant bits.
+LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440e-4
+
+# (e^r - 1 - r) / r^2 on |r| <= ln2/2: weighted for e^r, and for e^r - 1.
+_EXP_64 = (
+    0.5000000000000013, 0.16666666666666685, 0.04166666666651157, 0.008333333333315953,
+    0.0013888888947865923, 0.00019841269898664948, 2.480148917255337e-05, 2.7557232865118846e-06,
+    2.7631526235149347e-07, 2.5112658622693133e-08,
+)  # fmt: skip
+_EXP_32 = (0.5, 0.16666516661643982, 0.04166645556688309, 0.008369090966880322, 0.001393576036207378)
+_EXPM1_64 = (
+    0.5, 0.16666666666666669, 0.04166666666666695, 0.008333333333328773, 0.0013888888888643888,
+    0.0001984126986691138, 2.4801587957682427e-05, 2.7557264263385126e-06, 2.755662369270635e-07,
+    2.5101901286612894e-08, 2.114335181620768e-09,
+)  # fmt: skip
+_EXPM1_32 = (
+    0.5, 0.1666666865348816, 0.04166653752326965, 0.008332612924277782, 0.0013927719555795193,
+    0.0002037475205725059,
+)  # fmt: skip
+
+# tanh(x) = x + x z P(z) / Q(z), z = x^2, for |x| < 0.625: Cephes tanh.c (Moshier), float64.
+_TANH_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
+_TANH_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
+# tanh(x) / x = P(z) / Q(z) on |x| <= 9.02, float32, from benchmarks/math_coefficients.py.
+_TANH_P_32 = (
+    1.0, 0.13080599904060364, 0.003100162837654352, 1.1115141205664258e-05, -2.006989952008098e-08,
+    5.205347264336524e-11, -8.308359154742678e-14,
+)  # fmt: skip
+_TANH_Q_32 = (1.0, 0.46413925290107727, 0.024480028077960014, 0.0002540649729780853)
+
+
+def _reduce(x: Number) -> tuple[Number, Number, Number, Number]:
+    """(k as a float, k + 2 bias' as the low bits of an integer, r's high part, r's low part).
+
+    Adding 1.5 * 2^52 (2^23) rounds to an integer and leaves it in the low bits of the significand; the
+    extra 2046 (254) makes it positive there.
+    """
+    magic = 1.5 * 2.0**52 + 2046 if x.is_double else 1.5 * 2.0**23 + 254
+    shifted = x * LOG2_E + magic
+    k = shifted - magic
+    if x.is_double:
+        return k, shifted.bits() & 4095, x - k * LN2_HIGH_64, k * -LN2_LOW_64
+    return k, shifted.bits() & 511, x - k * LN2_HIGH_32, k * -LN2_LOW_32
+
+
+def _scale(y: Number, biased: Number) -> Number:
+    """y * 2^k, where `biased` is k + 2046 (254): in two factors, so that subnormals round only once."""
+    half = biased >> 1
+    mantissa_bits = 52 if y.is_double else 23
+    first = (half << mantissa_bits).from_bits()
+    second = ((biased - half) << mantissa_bits).from_bits()
+    return y * first * second
+
+
+def exp_core(x: Number, tail: Number | None = None) -> Number:
+    """e^(x + tail) for |tail| a rounding error of x; overflows to inf, underflows through subnormals."""
+    # Beyond these limits the result is 0 or inf by the ordinary route; they keep k in its bit field.
+    x = clamp(x, -746.0, 710.0) if x.is_double else clamp(x, -104.0, 89.0)
+    _, biased, high, low = _reduce(x)
+    low = low if tail is None else low + tail
+    r = high + low
+    polynomial = horner(r, _EXP_64 if x.is_double else _EXP_32)
+    if not x.is_double:
+        return _scale(fma(r * r, polynomial, r) + 1.0, biased)
+    # 1 + high is added last with its rounding error, so that nearly all of the error is one rounding.
+    total, error = fast_two_sum(x.constant(1.0), high)
+    return _scale(total + (error + fma(r * r, polynomial, low)), biased)
+
+
+def exp(f: Function, x: Value) -> Value:
+    """e^x."""
+    return shared(f, "exp", exp_core, x) if x.type.element == "double" else exp_core(Number(f, x)).value
+
+
+def _expm1(x: Number) -> Number:
+    clamped = clamp(x, -50.0, 720.0) if x.is_double else clamp(x, -30.0, 90.0)
+    _, biased, high, low = _reduce(clamped)
+    r, r_error = fast_two_sum(high, low)
+    p = fma(r * r, horner(r, _EXPM1_64 if x.is_double else _EXPM1_32), r_error) + r
+    # e^x - 1 = 2 (h p + (h - 1/2)) with h = 2^(k-1), which does not overflow before the result does.
+    bias, mantissa_bits = (1023, 52) if x.is_double else (127, 23)
+    h = ((biased - (bias + 1)) << mantissa_bits).from_bits()
+    result = (fma(p, h, h - 0.5)) * 2.0
+    # For k = 0 p is the answer, and where p is subnormal h p is not exact. Tiny x also keeps its sign of 0.
+    result = select(biased.equals(2 * bias), p, result)
+    return select(x.absolute() < (2.0**-54 if x.is_double else 2.0**-25), x, result)
+
+
+def expm1(f: Function, x: Value) -> Value:
+    """e^x - 1, accurate near 0."""
+    return shared(f, "expm1", _expm1, x) if x.type.element == "double" else _expm1(Number(f, x)).value
+
+
+def _sigmoid(x: Number) -> Number:
+    # e^-|x| never overflows, and for negative x the quotient e / (1 + e) keeps its relative accuracy.
+    e = exp_core(-x.absolute())
+    return select(x < 0.0, e, 1.0) / (e + 1.0)
+
+
+def sigmoid(f: Function, x: Value) -> Value:
+    """1 / (1 + e^-x), accurate in both tails."""
+    return shared(f, "sigmoid", _sigmoid, x) if x.type.element == "double" else _sigmoid(Number(f, x)).value
+
+
+def _tanh_32(x: Number) -> Number:
+    # From 9.02 on the nearest float32 is 1. NaN passes both selects.
+    limited = clamp(x, -9.02, 9.02)
+    z = limited * limited
+    result = limited * horner(z, _TANH_P_32) / horner(z, _TANH_Q_32)
+    result = select(x.absolute() > 9.02, x.constant(1.0).with_sign_of(x), result)
+    return select(x.absolute() < 2.0**-12, x, result)
+
+
+def _tanh_64(x: Number) -> Number:
+    size = x.absolute()
+    z = x * x
+    small = size < 0.625
+    e = exp_core(size + size)
+    # One division serves both branches: x + x z P / Q and 1 - 2 / (e^2x + 1).
+    numerator = select(small, size * z * horner(z, _TANH_P), -2.0)
+    denominator = select(small, horner(z, _TANH_Q), e + 1.0)
+    result = (select(small, size, 1.0) + numerator / denominator).with_sign_of(x)
+    return select(size < 2.0**-28, x, result)
+
+
+def tanh(f: Function, x: Value) -> Value:
+    """The hyperbolic tangent."""
+    return shared(f, "tanh", _tanh_64, x) if x.type.element == "double" else _tanh_32(Number(f, x)).value

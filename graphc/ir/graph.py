@@ -67,6 +67,12 @@ class Variable:
         assert self._array is not None
         return self._array
 
+    def snapshot(self) -> np.ndarray[Any, Any]:
+        """The current value, without fixing where it lives. Not to be written to."""
+        if self._array is not None:
+            return self._array
+        return np.asarray(self._initial(), dtype=self.type.dtype.numpy)
+
     def place(self, storage: np.ndarray[Any, Any], owner: Any) -> None:
         """Adopts storage (contiguous, of this dtype and shape) and writes the initial value there.
 

@@ -1,8 +1,9 @@
-"""Kernels as text: `print_kernel` and `print_kernels`. `parse_kernels` (read_kernels.py) reads it back.
+"""Kernels as text: `print_kernel` and `print_kernels`. `parse_kernels` (parse_kernels.py) reads them back.
 
     graphc kernels 1
     storage x: f32[B, 16] input
-    storage fc.weight: f32[16, 10] state digest 0123456789abcdef trainable
+    storage fc.weight: f32[16, 10] state #0123456789abcdef trainable
+    storage c: f32[2] constant const f32[2] [0.5, 1.0]
     output loss: f32[] = loss
     guard B == 2*C ; what asked for it
     kernel k3 rows i<B> cost 40 granule 4   ; softmax_cross_entropy net.py:9
@@ -12,8 +13,8 @@
         var m: f32 = -inf
         for j<10> vector 1:
           m max= z[i, j]
-        let s = exp(z[i, y[i]] - m)
-        loss[chunk] += s * 0.5
+        let label = y[i]
+        loss[chunk] += exp(z[i, label] - m) * 0.5
 
 Floats are float32 and integers int64 unless a suffix says otherwise (`0.5f64`, `3i32`, `inf_f64`).
 `f32(e)` is a cast, `extent(B)` the value of an extent, `index(2*i + j)` an affine map as a value; a bare
@@ -24,12 +25,7 @@ associative; from loose to tight: `|`, `&`, comparisons, `+ -`, `* /`.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from graphc.ir.kernels import (
     Assign,
@@ -54,11 +50,9 @@ from graphc.ir.kernels import (
     Temp,
     Var,
 )
+from graphc.ir.literals import format_comment, format_data, format_name, format_scalar, format_variable
 from graphc.ir.scalar import PRIMITIVES
-from graphc.ir.types import SHORT_NAMES, DType, Extent
-
-if TYPE_CHECKING:
-    from graphc.ir.graph import Variable
+from graphc.ir.types import SHORT_NAMES, Extent
 
 HEADER = "graphc kernels 1"
 COMBINE_SYMBOLS = {"sum": "+=", "prod": "*=", "max": "max=", "min": "min="}
@@ -68,35 +62,12 @@ PRECEDENCE = {
     "eq": 3, "ne": 3, "lt": 3, "le": 3, "gt": 3, "ge": 3,
     "add": 4, "sub": 4, "mul": 5, "div": 5,
 }  # fmt: skip
-PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(?:[.:/]\w+)*\Z")
 Names = frozenset[str]
 NO_NAMES: Names = frozenset()
 
 
-def format_name(name: str) -> str:
-    """The name itself where it is plain, else a JSON string."""
-    return name if PLAIN_NAME.match(name) else json.dumps(name)
-
-
-def format_comment(text: str) -> str:
-    """A trailing `; comment`, or nothing for an empty text."""
-    if not text:
-        return ""
-    plain = text.isprintable() and text == text.strip() and not text.startswith('"')
-    return f"  ; {text if plain else json.dumps(text)}"
-
-
-def format_scalar(value: float | int | bool, dtype: DType) -> str:
-    """A literal that reads back to exactly this value and dtype."""
-    if dtype.is_bool:
-        return "true" if value else "false"
-    if dtype.is_integer:
-        return str(int(value)) + ("" if dtype.name == "int64" else SHORT_NAMES[dtype.name])
-    number = dtype.numpy.type(value)
-    suffix = "" if dtype.name == "float32" else SHORT_NAMES[dtype.name]
-    if not np.isfinite(number):
-        return str(number) + (suffix and f"_{suffix}")
-    return str(number) + suffix
+def _combine_symbol(combine: str) -> str:
+    return COMBINE_SYMBOLS.get(combine, f"{combine}=")
 
 
 def format_index(index: Index) -> str:
@@ -121,8 +92,8 @@ def format_expr(expr: Expr, scalars: Names = NO_NAMES, context: int = 0) -> str:
         return f"{expr.source}[{format_index(expr.index)}{guard}{fill}]"
     if isinstance(expr, Cast):
         return f"{SHORT_NAMES[expr.dtype.name]}({format_expr(expr.operand, scalars)})"
-    symbol = PRIMITIVES[expr.name].symbol
-    if not symbol:
+    symbol = PRIMITIVES[expr.name].symbol if expr.name in PRIMITIVES else ""
+    if not symbol or len(expr.operands) != 2:
         return f"{expr.name}({', '.join(format_expr(o, scalars) for o in expr.operands)})"
     level = PRECEDENCE[expr.name]
     # Comparisons do not chain; everything else groups to the left.
@@ -143,7 +114,7 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
     if isinstance(stmt, Var):
         return f"var {stmt.name}: {SHORT_NAMES[stmt.dtype.name]} = {format_expr(stmt.init, scalars)}"
     if isinstance(stmt, Combine):
-        return f"{stmt.name} {COMBINE_SYMBOLS[stmt.combine]} {format_expr(stmt.expr, scalars)}"
+        return f"{stmt.name} {_combine_symbol(stmt.combine)} {format_expr(stmt.expr, scalars)}"
     if isinstance(stmt, Assign):
         return f"{stmt.name} = {format_expr(stmt.expr, scalars)}"
     if isinstance(stmt, Temp):
@@ -151,7 +122,7 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
     if isinstance(stmt, Check):
         return f"check {format_expr(stmt.condition, scalars)} at {stmt.position}"
     guard = "" if stmt.guard is None else f" if {format_expr(stmt.guard, scalars)}"
-    symbol = COMBINE_SYMBOLS[stmt.combine] if stmt.combine else "="
+    symbol = _combine_symbol(stmt.combine) if stmt.combine else "="
     return f"{stmt.target}[{format_index(stmt.index)}{guard}] {symbol} {format_expr(stmt.expr, scalars)}"
 
 
@@ -173,10 +144,14 @@ def format_buffer(buffer: Buffer) -> str:
 def kernel_head(kernel: Kernel) -> str:
     """The first line of a kernel."""
     chunks = _chunk_text(kernel.chunk_axis, kernel.chunk_extent)
-    cost = "" if kernel.cost == 1 else f" cost {kernel.cost}"
+    cost = "" if kernel.cost == 1 else f" cost {_held(kernel.cost)}"
     granule = "" if kernel.granule == 1 else f" granule {kernel.granule}"
     name = format_name(kernel.name)
     return f"kernel {name} {kernel.form}{chunks}{cost}{granule}{format_comment(kernel.origin)}"
+
+
+def _held(extent: Extent) -> str:
+    return str(extent) if isinstance(extent, int) else f"({extent})"
 
 
 def _chunk_text(axis: str, extent: Extent) -> str:
@@ -193,21 +168,13 @@ def print_kernel(kernel: Kernel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def format_variable(variable: Variable) -> str:
-    """What identifies a Variable's value: its digest, and whether it is trained."""
-    from graphc.ir.graph import ConstantData
-
-    return f" digest {ConstantData(variable.array).digest}" + (" trainable" if variable.trainable else "")
-
-
 def format_storage(storage: Storage) -> str:
-    data = "" if storage.data is None else f" digest {storage.data.digest}"
-    variable = ""
+    line = f"storage {format_name(storage.name)}: {storage.type} {storage.kind}"
     if storage.variable is not None:
-        variable = format_variable(storage.variable)
-        if storage.variable.name != storage.name:
-            variable = f" of {format_name(storage.variable.name)}{variable}"
-    return f"storage {format_name(storage.name)}: {storage.type} {storage.kind}{variable}{data}"
+        variable = storage.variable
+        owner = "" if variable.name == storage.name else f" of {format_name(variable.name)}: {variable.type}"
+        line += f"{owner} {format_variable(variable)}"
+    return line if storage.data is None else f"{line} {format_data(storage.data)}"
 
 
 def print_kernels(program: KernelProgram) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from graphc.errors import DTypeError, ShapeError
 from graphc.ir.ops.base import Array, ArraySpec, Cotangents, Infer, OpDef, Reference, Vjp, define
 from graphc.ir.scalar import NumpyScalars
-from graphc.ir.types import DType, Extent, TensorType, bool_, require_equal
+from graphc.ir.types import DType, Extent, TensorType, as_dtype, bool_, require_equal
 
 if TYPE_CHECKING:
     from graphc.ir.graph import Attrs, GraphBuilder, Node, Operand
@@ -119,6 +119,9 @@ def elementwise(
 
 def _reference(scalar: Scalar) -> Reference:
     def reference(arrays: Sequence[Array], attrs: Attrs, results: Sequence[ArraySpec]) -> Sequence[Array]:
+        if "dtype" in attrs:
+            # Floats that are declared narrower may be evaluated in float64.
+            attrs = {**attrs, "dtype": as_dtype(results[0].dtype)}
         return [np.asarray(scalar(NumpyScalars(), *arrays, **attrs))]
 
     return reference

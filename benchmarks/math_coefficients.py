@@ -105,10 +105,10 @@ def main() -> None:
         "erf small f64": lambda: polynomial(erf_over_x, 1e-30, 1.0, 12, lambda z: 1, 64),
         "erf small f32": lambda: polynomial(erf_over_x, 1e-30, 1.0, 6, lambda z: 1, 32),
         "erf large f64": lambda: polynomial(
-            log_erfc(3.0), -2.0, 3.0, 17, lambda u: mp.erfc(3 + u) + mp.mpf(10) ** -20, 64
+            log_erfc(1.0), 0.0, 5.0, 18, lambda u: mp.erfc(1 + u) + mp.mpf(10) ** -20, 64
         ),
         "erf large f32": lambda: polynomial(
-            log_erfc(2.0), -1.0, 2.0, 8, lambda u: mp.erfc(2 + u) + mp.mpf(10) ** -10, 32
+            log_erfc(1.0), 0.0, 3.0, 8, lambda u: mp.erfc(1 + u) + mp.mpf(10) ** -10, 32
         ),
         "tanh f32": lambda: rational(
             lambda z: mp.tanh(mp.sqrt(z)) / mp.sqrt(z), 1e-12, 9.02**2, 6, 3, 32

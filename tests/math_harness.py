@@ -21,7 +21,9 @@ Array = Any
 
 
 def write_loop(module: Module, name: str, dtype: str, lanes: int) -> None:
-    """`@<name>(ptr a, ptr b, ptr out, i64 count)`: out[i] = name(a[i]) (pow: of a[i], b[i]); count % lanes == 0.
+    """`@loop_<name>(ptr a, ptr b, ptr out, i64 count)`: out[i] = name(a[i]), or pow(a[i], b[i]).
+
+    `count` is a positive multiple of `lanes`.
 
     entry -> loop (phi i) -> loop or exit
     """
@@ -31,7 +33,7 @@ def write_loop(module: Module, name: str, dtype: str, lanes: int) -> None:
     f.branch("loop")
     f.block("loop")
     i = Value(I64, "%i")
-    f.line(f"%i = phi i64 [ 0, %entry ], [ %next, %body ]")
+    f.line("%i = phi i64 [ 0, %entry ], [ %next, %body ]")
     type = scalar.with_lanes(lanes)
     x = f.load(f.gep(a, i, scalar), type)
     if name == "pow":
@@ -139,9 +141,11 @@ def _domain(name: str, double: bool, rng: np.random.Generator, count: int) -> Ar
         return np.concatenate([uniform(low, exp_high, count), uniform(-2, 2, count), under,
                                _spread(rng, tiny, 6, count)])  # fmt: skip
     if name == "sigmoid":
-        return np.concatenate([uniform(exp_low, 40, count), uniform(-8, 8, count), _spread(rng, tiny, 6, count)])
+        return np.concatenate([uniform(exp_low, 40, count), uniform(-8, 8, count),
+                               _spread(rng, tiny, 6, count)])  # fmt: skip
     if name in ("tanh", "erf"):
-        return np.concatenate([uniform(-10, 10, count), uniform(-1.2, 1.2, count), _spread(rng, tiny, 5, count)])
+        return np.concatenate([uniform(-10, 10, count), uniform(-1.2, 1.2, count),
+                               _spread(rng, tiny, 5, count)])  # fmt: skip
     if name == "sqrt":
         return _spread(rng, tiny, big, count, False)
     return np.concatenate([uniform(-100, 100, count), _spread(rng, tiny, 60, count)])
@@ -169,7 +173,8 @@ def samples(name: str, dtype: str, count: int = 700, seed: int = 1) -> Samples:
     x = x[keep]
     y = None if y is None else y[keep]
     columns = (x,) if y is None else (x, y)
-    exact = [REFERENCE[name](*map(mp.mpf, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
-    high = np.array([float(v) for v in exact])
-    low = np.array([float(v - h) if np.isfinite(h) else 0.0 for v, h in zip(exact, high.tolist(), strict=True)])
-    return Samples(x, y, high, low)
+    rows = zip(*(c.tolist() for c in columns), strict=True)
+    exact = [REFERENCE[name](*map(mp.mpf, row)) for row in rows]
+    high = [float(v) for v in exact]
+    low = [float(v - h) if np.isfinite(h) else 0.0 for v, h in zip(exact, high, strict=True)]
+    return Samples(x, y, np.array(high), np.array(low))

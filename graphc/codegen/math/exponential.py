@@ -90,7 +90,7 @@ def exp(f: Function, x: Value) -> Value:
 
 
 def _expm1(x: Number) -> Number:
-    clamped = clamp(x, -50.0, 720.0) if x.is_double else clamp(x, -30.0, 90.0)
+    clamped = clamp(x, -50.0, 710.0) if x.is_double else clamp(x, -30.0, 89.0)
     _, biased, high, low = _reduce(clamped)
     r, r_error = fast_two_sum(high, low)
     p = fma(r * r, horner(r, _EXPM1_64 if x.is_double else _EXPM1_32), r_error) + r

@@ -63,7 +63,7 @@ def _log_of_parts(k: Number, f: Number, correction: Number | None = None) -> Num
 
 def _log_limits(argument: Number, result: Number) -> Number:
     """The result with -inf at 0, NaN below it, and inf and NaN passed on."""
-    result = select(argument.compare("ult", math.inf), result, argument)
+    result = select(argument < math.inf, result, argument)
     result = select(argument.equals(0.0), -math.inf, result)
     return select(argument < 0.0, math.nan, result)
 

@@ -206,6 +206,29 @@ def test_gradients_at_ties_kinks_and_limits(name, x, expected, attrs):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "attrs"),
+    [
+        ("elu", {"alpha": 0.5}),
+        ("selu", {}),
+        ("gelu", {"approximate": "none"}),
+        ("gelu", {"approximate": "tanh"}),
+        ("softplus", {}),
+        ("sigmoid", {}),
+        ("tanh", {}),
+    ],
+)
+def test_second_derivatives_vanish_far_from_zero(name, attrs):
+    points = np.array([-1e4, 1e4])
+    builder = GraphBuilder()
+    (x,) = inputs_of(builder, [points])
+    out = builder(name, x, **attrs)
+    one = builder.full_like(1.0, x)
+    (second,) = vjp(builder, vjp(builder, [out], [one], [x], {}), [one], [x], {})
+    assert second is not None
+    assert interpret(Graph({"h": second}), feeds_of([points]))[0]["h"].tolist() == [0, 0]
+
+
 def test_equal_operands_share_and_nan_reaches_both():
     x, y = np.array([1.0, 2.0, NAN]), np.array([1.0, 3.0, 0.0])
     for name, expected in (("maximum", [[0.5, 0, 1], [0.5, 1, 1]]), ("minimum", [[0.5, 1, 1], [0.5, 0, 1]])):

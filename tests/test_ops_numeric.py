@@ -144,7 +144,7 @@ LOGIC = {
 # Tested one by one below.
 SPECIAL = {"select", "cast"}
 # Signs of zero are compared for these; in the others a zero may have either sign.
-SIGNED_ZERO = {"mul", "div", "neg", "abs", "floor", "ceil", "round", "trunc", "sqrt", "relu"}
+SIGNED_ZERO = {"mul", "div", "neg", "abs", "sign", "floor", "ceil", "round", "trunc", "sqrt", "relu"}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -1,0 +1,143 @@
+"""`gx.init`: initial values of parameters.
+
+An initializer is any `f(rng, shape) -> array`. Random values are drawn from a generator seeded by the
+parameter's name and the seed alone, so they do not depend on the process or on the order of declaration.
+fan_in is the product of all extents but the first (weights are (out, in)), fan_out the first times the
+receptive field, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphc.errors import DeclarationError, ShapeError
+
+if TYPE_CHECKING:
+    from graphc.ir.types import TensorType
+
+Array = np.ndarray[Any, Any]
+Initializer = Callable[[np.random.Generator, tuple[int, ...]], Any]
+
+_seed = 0
+_on_seed: list[Callable[[], None]] = []
+
+
+def seed(value: int) -> None:
+    """Sets the seed of parameters declared from now on, and starts the numbering of unnamed layers afresh."""
+    global _seed
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise DeclarationError(f"a seed is an int, not {value!r}")
+    _seed = value.__index__()
+    for reset in _on_seed:
+        reset()
+
+
+def current_seed() -> int:
+    """The seed that parameters declared now get."""
+    return _seed
+
+
+def on_seed(reset: Callable[[], None]) -> None:
+    """Calls a function whenever the seed is set."""
+    _on_seed.append(reset)
+
+
+def draw(initializer: Initializer, name: str, seed: int, type: TensorType) -> Array:
+    """The initial value of a parameter. Raises ShapeError if the initializer's array does not fit."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
+    shape = tuple(int(extent) for extent in type.shape)
+    value = np.asarray(initializer(rng, shape))
+    if value.shape not in ((), shape):
+        raise ShapeError(f"the initial value of {name} has shape {value.shape}, not {shape}")
+    return np.broadcast_to(value.astype(type.dtype.numpy), shape).copy()
+
+
+def resolve(spec: Any) -> Initializer:
+    """An initializer from its name or a callable. Raises DeclarationError."""
+    if isinstance(spec, str):
+        if spec not in _BY_NAME:
+            raise DeclarationError(f"no initializer {spec!r}; there are {', '.join(_BY_NAME)}")
+        return _BY_NAME[spec]()
+    if not callable(spec):
+        raise DeclarationError(f"init is an array, a name or f(rng, shape), not {spec!r}")
+    return _BY_FACTORY[spec]() if spec in _BY_FACTORY else spec  # type: ignore[no-any-return]
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """(fan_in, fan_out). A vector counts as a column: fan_in is its length."""
+    if len(shape) < 2:
+        size = int(shape[0]) if shape else 1
+        return size, size
+    field = math.prod(shape[2:])
+    return int(shape[1]) * field, int(shape[0]) * field
+
+
+def zeros() -> Initializer:
+    """All zeros."""
+    return lambda rng, shape: np.zeros(shape)
+
+
+def ones() -> Initializer:
+    """All ones."""
+    return lambda rng, shape: np.ones(shape)
+
+
+def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
+    """Normal with this mean and standard deviation."""
+    return lambda rng, shape: rng.normal(mean, std, shape)
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
+    """Uniform in [low, high)."""
+    return lambda rng, shape: rng.uniform(low, high, shape)
+
+
+def _gain(a: float) -> float:
+    return math.sqrt(2 / (1 + a * a))
+
+
+def kaiming_uniform(a: float = math.sqrt(5)) -> Initializer:
+    """U(-b, b) with b = gain(a) * sqrt(3 / fan_in) (He et al. 2015).
+
+    The default a = sqrt(5) gives b = 1 / sqrt(fan_in), the default of PyTorch's layers.
+    """
+
+    def initializer(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        bound = _gain(a) * math.sqrt(3 / max(fans(shape)[0], 1))
+        return rng.uniform(-bound, bound, shape)
+
+    return initializer
+
+
+def kaiming_normal(a: float = 0.0) -> Initializer:
+    """Normal with standard deviation gain(a) / sqrt(fan_in) (He et al. 2015)."""
+    return lambda rng, shape: rng.normal(0.0, _gain(a) / math.sqrt(max(fans(shape)[0], 1)), shape)
+
+
+def xavier_uniform(gain: float = 1.0) -> Initializer:
+    """U(-b, b) with b = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+
+    def initializer(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        bound = gain * math.sqrt(6 / max(sum(fans(shape)), 1))
+        return rng.uniform(-bound, bound, shape)
+
+    return initializer
+
+
+def xavier_normal(gain: float = 1.0) -> Initializer:
+    """Normal with standard deviation gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    return lambda rng, shape: rng.normal(0.0, gain * math.sqrt(2 / max(sum(fans(shape)), 1)), shape)
+
+
+_FACTORIES = (
+    zeros, ones, normal, uniform, kaiming_uniform, kaiming_normal, xavier_uniform, xavier_normal,
+)  # fmt: skip
+_BY_NAME: dict[str, Callable[..., Initializer]] = {f.__name__: f for f in _FACTORIES}
+# `init=gx.init.zeros` without the call means `gx.init.zeros()`.
+_BY_FACTORY: dict[Any, Callable[..., Initializer]] = {f: f for f in _FACTORIES}

@@ -23,7 +23,7 @@ the same names and explores all their interleavings. A change here is a change t
 
 from __future__ import annotations
 
-import re
+from graphc.codegen.platform_ir import expand, float_mode, float_mode_ir, parking_ir
 
 MAX_THREADS = 64
 FIELD_BITS = 21
@@ -66,9 +66,6 @@ SLOT_OFFSETS: dict[str, int] = {
 }  # fmt: skip
 POOL_BYTES = POOL_OFFSETS["slots"] + MAX_THREADS * SLOT_BYTES
 
-_FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 128, 129
-_EVERYONE = 0x7FFFFFFF
-
 # Wins chunks until the ticket has none left and runs them. Returns how many it won; the thread must
 # report them if it is a worker. A chunk above one that is known to have failed is won but not run.
 #
@@ -84,7 +81,8 @@ entry:
   %first = load atomic i64, ptr %ticket acquire, align 8                          ; step: read_ticket
   br label %check
 check:
-  %now = phi i64 [ %first, %entry ], [ %seen, %lost ], [ %after, %skip ], [ %after, %run ], [ %after, %record ]
+  %now = phi i64 [ %first, %entry ], [ %seen, %lost ],
+                 [ %after, %skip ], [ %after, %run ], [ %after, %record ]
   %count0 = phi i64 [ 0, %entry ], [ %count0, %lost ], [ %won, %skip ], [ %won, %run ], [ %won, %record ]
   %next = and i64 %now, <FIELD>
   %shifted = lshr i64 %now, <FIELD_BITS>
@@ -423,107 +421,17 @@ entry:
 }
 """
 
-_FUTEX = """
-define private void @gx_sleep(ptr %pool, ptr %word, i64 %expected) nounwind noinline {
-entry:
-  @pool syscall@syscall_address
-  %syscall = load ptr, ptr %syscall_address, align 8
-  %low = trunc i64 %expected to i32
-  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 <FUTEX_WAIT>, i32 %low, ptr null, ptr null, i32 0)
-  ret void
-}
-
-define private void @gx_wake(ptr %pool, ptr %word) nounwind noinline {
-entry:
-  @pool syscall@syscall_address
-  %syscall = load ptr, ptr %syscall_address, align 8
-  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 <FUTEX_WAKE>, i32 <EVERYONE>, ptr null, ptr null, i32 0)
-  ret void
-}
-"""
-
-# POSIX threads' way. The word is compared under the mutex and the waker, who changed it before, takes the
-# mutex too: the change is either seen by the comparison or its broadcast reaches the sleeper.
-_CONDITION = """
-define private void @gx_sleep(ptr %pool, ptr %word, i64 %expected) nounwind noinline {
-entry:
-  @pool mutex@m condition@c pthread_mutex_lock@l pthread_mutex_unlock@u pthread_cond_wait@w
-  %mutex = load ptr, ptr %m, align 8
-  %condition = load ptr, ptr %c, align 8
-  %lock = load ptr, ptr %l, align 8
-  %unlock = load ptr, ptr %u, align 8
-  %wait = load ptr, ptr %w, align 8
-  %r1 = call i32 %lock(ptr %mutex)
-  %now = load atomic i64, ptr %word seq_cst, align 8
-  %same = icmp eq i64 %now, %expected
-  br i1 %same, label %sleep, label %done
-sleep:
-  %r2 = call i32 %wait(ptr %condition, ptr %mutex)
-  br label %done
-done:
-  %r3 = call i32 %unlock(ptr %mutex)
-  ret void
-}
-
-define private void @gx_wake(ptr %pool, ptr %word) nounwind noinline {
-entry:
-  @pool mutex@m condition@c pthread_mutex_lock@l pthread_mutex_unlock@u pthread_cond_broadcast@b
-  %mutex = load ptr, ptr %m, align 8
-  %condition = load ptr, ptr %c, align 8
-  %lock = load ptr, ptr %l, align 8
-  %unlock = load ptr, ptr %u, align 8
-  %broadcast = load ptr, ptr %b, align 8
-  %r1 = call i32 %lock(ptr %mutex)
-  %r2 = call i32 %broadcast(ptr %condition)
-  %r3 = call i32 %unlock(ptr %mutex)
-  ret void
-}
-"""
-
-_X86_FLOAT = """
-declare void @llvm.x86.sse.stmxcsr(ptr)
-declare void @llvm.x86.sse.ldmxcsr(ptr)
-declare void @llvm.x86.sse2.pause()
-
-define private i64 @gx_set_float_mode(i64 %mode) nounwind {
-entry:
-  %word = alloca i32, align 4
-  call void @llvm.x86.sse.stmxcsr(ptr %word)
-  %old = load i32, ptr %word, align 4
-  %low = trunc i64 %mode to i32
-  store i32 %low, ptr %word, align 4
-  call void @llvm.x86.sse.ldmxcsr(ptr %word)
-  %wide = zext i32 %old to i64
-  ret i64 %wide
-}
-"""
-
-_ARM_FLOAT = """
-declare i64 @llvm.aarch64.get.fpcr()
-declare void @llvm.aarch64.set.fpcr(i64)
-declare void @llvm.aarch64.hint(i32)
-
-define private i64 @gx_set_float_mode(i64 %mode) nounwind {
-entry:
-  %old = call i64 @llvm.aarch64.get.fpcr()
-  call void @llvm.aarch64.set.fpcr(i64 %mode)
-  ret i64 %old
-}
-"""
-
-
 def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
     """The text of gx_parallel, gx_close, gx_stop and what they call (no target triple).
 
     `futex` is the number of Linux's futex system call, or None to park on a POSIX condition variable;
     `sig_setmask` is the platform's SIG_SETMASK. The private `i64 @gx_set_float_mode(i64)` sets the CPU's
-    float mode and returns the one it found; `float_mode` gives the mode of IEEE arithmetic.
+    float mode and returns the one it found
     """
     text = "".join(
-        (_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, _CONDITION if futex is None else _FUTEX,
-         _X86_FLOAT if x86 else _ARM_FLOAT)
-    )  # fmt: skip
-    constants = {
+        (_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, parking_ir(futex), float_mode_ir(x86=x86))
+    )
+    constants: dict[str, object] = {
         "FIELD": (1 << FIELD_BITS) - 1,
         "FIELD_BITS": FIELD_BITS,
         "GENERATION_SHIFT": 2 * FIELD_BITS,
@@ -534,33 +442,6 @@ def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
         "slots": POOL_OFFSETS["slots"],
         "FLOAT_MODE": float_mode(x86),
         "SIG_SETMASK": sig_setmask,
-        "FUTEX": futex,
-        "FUTEX_WAIT": _FUTEX_WAIT_PRIVATE,
-        "FUTEX_WAKE": _FUTEX_WAKE_PRIVATE,
-        "EVERYONE": _EVERYONE,
         "PAUSE": "@llvm.x86.sse2.pause()" if x86 else "@llvm.aarch64.hint(i32 1)",
     }
     return expand(text, constants, {"pool": POOL_OFFSETS, "slot": SLOT_OFFSETS})
-
-
-def float_mode(x86: bool) -> int:
-    """MXCSR (x86) or FPCR (ARM): round to nearest, no flush to zero, no traps."""
-    return 0x1F80 if x86 else 0
-
-
-def expand(text: str, constants: dict[str, object], structs: dict[str, dict[str, int]]) -> str:
-    """Fills in `<NAME>` and the field lines `@struct field field@name ...`.
-
-    A field line gives one `%name = getelementptr i8, ptr %struct, i64 offset` for each field; `@name`
-    calls the address something other than the field.
-    """
-
-    def addresses(match: re.Match[str]) -> str:
-        offsets = structs[match[1]]
-        pairs = [(field, name or field) for field, _, name in (f.partition("@") for f in match[2].split())]
-        return "\n".join(
-            f"  %{name} = getelementptr i8, ptr %{match[1]}, i64 {offsets[field]}" for field, name in pairs
-        )
-
-    text = re.sub(rf"^  @({'|'.join(structs)}) (.*)$", addresses, text, flags=re.MULTILINE)
-    return re.sub(r"<([A-Za-z_]+)>", lambda match: str(constants[match[1]]), text)

@@ -1,0 +1,135 @@
+"""The parts of the native run time that differ between platforms: sleeping, and the CPU's float mode.
+
+    void @gx_sleep(ptr pool, ptr word, i64 expected)   ; sleeps unless the word has changed; may wake early
+    void @gx_wake(ptr pool, ptr word)                  ; wakes all who sleep on the word, changed before
+    i64 @gx_set_float_mode(i64 mode)                   ; returns the mode it found
+
+No text names a symbol of the C library: what is called there is reached through the pool's fields.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Linux: the kernel compares the word's low half and puts the thread to sleep in one step.
+# Operations 128 and 129 are FUTEX_WAIT and FUTEX_WAKE, private to the process.
+_FUTEX = """
+define private void @gx_sleep(ptr %pool, ptr %word, i64 %expected) nounwind noinline {
+entry:
+  @pool syscall@syscall_address
+  %syscall = load ptr, ptr %syscall_address, align 8
+  %low = trunc i64 %expected to i32
+  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 128, i32 %low, ptr null, ptr null, i32 0)
+  ret void
+}
+
+define private void @gx_wake(ptr %pool, ptr %word) nounwind noinline {
+entry:
+  @pool syscall@syscall_address
+  %syscall = load ptr, ptr %syscall_address, align 8
+  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 129, i32 2147483647, ptr null, ptr null, i32 0)
+  ret void
+}
+"""
+
+# POSIX threads' way. The word is compared under the mutex and the waker, who changed it before, takes the
+# mutex too: the change is either seen by the comparison or its broadcast reaches the sleeper.
+_CONDITION = """
+define private void @gx_sleep(ptr %pool, ptr %word, i64 %expected) nounwind noinline {
+entry:
+  @pool mutex@m condition@c pthread_mutex_lock@l pthread_mutex_unlock@u pthread_cond_wait@w
+  %mutex = load ptr, ptr %m, align 8
+  %condition = load ptr, ptr %c, align 8
+  %lock = load ptr, ptr %l, align 8
+  %unlock = load ptr, ptr %u, align 8
+  %wait = load ptr, ptr %w, align 8
+  %r1 = call i32 %lock(ptr %mutex)
+  %now = load atomic i64, ptr %word seq_cst, align 8
+  %same = icmp eq i64 %now, %expected
+  br i1 %same, label %sleep, label %done
+sleep:
+  %r2 = call i32 %wait(ptr %condition, ptr %mutex)
+  br label %done
+done:
+  %r3 = call i32 %unlock(ptr %mutex)
+  ret void
+}
+
+define private void @gx_wake(ptr %pool, ptr %word) nounwind noinline {
+entry:
+  @pool mutex@m condition@c pthread_mutex_lock@l pthread_mutex_unlock@u pthread_cond_broadcast@b
+  %mutex = load ptr, ptr %m, align 8
+  %condition = load ptr, ptr %c, align 8
+  %lock = load ptr, ptr %l, align 8
+  %unlock = load ptr, ptr %u, align 8
+  %broadcast = load ptr, ptr %b, align 8
+  %r1 = call i32 %lock(ptr %mutex)
+  %r2 = call i32 %broadcast(ptr %condition)
+  %r3 = call i32 %unlock(ptr %mutex)
+  ret void
+}
+"""
+
+_X86_FLOAT = """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+declare void @llvm.x86.sse2.pause()
+
+define private i64 @gx_set_float_mode(i64 %mode) nounwind {
+entry:
+  %word = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %word)
+  %old = load i32, ptr %word, align 4
+  %low = trunc i64 %mode to i32
+  store i32 %low, ptr %word, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+  %wide = zext i32 %old to i64
+  ret i64 %wide
+}
+"""
+
+_ARM_FLOAT = """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+declare void @llvm.aarch64.hint(i32)
+
+define private i64 @gx_set_float_mode(i64 %mode) nounwind {
+entry:
+  %old = call i64 @llvm.aarch64.get.fpcr()
+  call void @llvm.aarch64.set.fpcr(i64 %mode)
+  ret i64 %old
+}
+"""
+
+
+def parking_ir(futex: int | None) -> str:
+    """gx_sleep and gx_wake: by the futex system call of that number, or by a POSIX condition variable."""
+    return _CONDITION if futex is None else _FUTEX.replace("<FUTEX>", str(futex))
+
+
+def float_mode_ir(*, x86: bool) -> str:
+    """gx_set_float_mode, for x86 (MXCSR) or 64-bit ARM (FPCR)."""
+    return _X86_FLOAT if x86 else _ARM_FLOAT
+
+
+def float_mode(x86: bool) -> int:
+    """MXCSR (x86) or FPCR (ARM): round to nearest, no flush to zero, no traps."""
+    return 0x1F80 if x86 else 0
+
+
+def expand(text: str, constants: dict[str, object], structs: dict[str, dict[str, int]]) -> str:
+    """Fills in `<NAME>` and the field lines `@struct field field@name ...`.
+
+    A field line gives one `%name = getelementptr i8, ptr %struct, i64 offset` for each field; `@name`
+    calls the address something other than the field.
+    """
+
+    def addresses(match: re.Match[str]) -> str:
+        offsets = structs[match[1]]
+        pairs = [(field, name or field) for field, _, name in (f.partition("@") for f in match[2].split())]
+        return "\n".join(
+            f"  %{name} = getelementptr i8, ptr %{match[1]}, i64 {offsets[field]}" for field, name in pairs
+        )
+
+    text = re.sub(rf"^  @({'|'.join(structs)}) (.*)$", addresses, text, flags=re.MULTILINE)
+    return re.sub(r"<([A-Za-z_]+)>", lambda match: str(constants[match[1]]), text)

@@ -63,7 +63,7 @@ class Cursor:
                 column += 1
                 continue
             if text[column] == ";":
-                self._read_comment(text[column + 1 :].strip(), column + 1)
+                self.comment = text[column + 1 :].strip()
                 break
             match = _TOKEN.match(text, column)
             if match is None:
@@ -73,14 +73,15 @@ class Cursor:
         end = self._tokens[-1].end if self._tokens else self.indent + 1
         self._tokens.append(Token("end", "", end))
 
-    def _read_comment(self, comment: str, column: int) -> None:
-        # A comment that is one whole JSON string stands for what it holds (see format_comment).
-        if re.fullmatch(r'"(?:[^"\\]|\\.)*"', comment):
-            try:
-                comment = json.loads(comment)
-            except json.JSONDecodeError as error:
-                raise ParseError(f"bad string: {error.msg}", self.line, column) from None
-        self.comment = comment
+    def unquoted_comment(self) -> str:
+        """The comment; one that is a JSON string stands for what it holds (see format_comment)."""
+        if not self.comment.startswith('"'):
+            return self.comment
+        try:
+            value = json.loads(self.comment)
+        except json.JSONDecodeError as error:
+            raise ParseError(f"bad string in a comment: {error.msg}", self.line, self.peek().column) from None
+        return str(value)
 
     def peek(self, ahead: int = 0) -> Token:
         return self._tokens[min(self._position + ahead, len(self._tokens) - 1)]

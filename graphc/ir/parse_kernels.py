@@ -358,7 +358,9 @@ def _kernel(lines: _Lines) -> Kernel:
         buffers.append(_buffer(lines.take()))
     scope = _Scope(arrays={buffer.name: buffer.type.dtype for buffer in buffers})
     body = _body(lines, cursor.indent, scope)
-    return Kernel(name, form, tuple(buffers), body, axis, chunk_extent, cost, granule, cursor.comment)
+    return Kernel(
+        name, form, tuple(buffers), body, axis, chunk_extent, cost, granule, cursor.unquoted_comment()
+    )
 
 
 def _held(cursor: Cursor) -> Extent:
@@ -446,7 +448,7 @@ def parse_kernels(text: str, bindings: Bindings | None = None) -> KernelProgram:
         elif cursor.accept("guard"):
             left = cursor.extent("==")
             cursor.expect("==")
-            guards.append((left, cursor.extent(), cursor.comment))
+            guards.append((left, cursor.extent(), cursor.unquoted_comment()))
         else:
             cursor.fail("expected storage, output, guard or kernel")
     return KernelProgram(storages, tuple(kernels), outputs, tuple(guards))

@@ -1,4 +1,4 @@
-"""Derives the polynomial and rational coefficients that `graphc.codegen.math` holds.
+"""Derives the polynomial coefficients that `graphc.codegen.math` holds.
 
     python benchmarks/math_coefficients.py
 
@@ -54,31 +54,6 @@ def polynomial(
     return [float(c) for c in result], float(max(abs(t) for t in remaining))
 
 
-def rational(
-    f: RealFunction, low: float, high: float, numerator: int, denominator: int, bits: int
-) -> tuple[list[float], list[float], float]:
-    """P and Q (Q's constant term 1) with P/Q near f in relative error, by Sanathanan-Koerner iteration."""
-    nodes = chebyshev_nodes(low, high, 8 * (numerator + denominator))
-    values = [f(x) for x in nodes]
-    q = [mp.mpf(1)] * len(nodes)
-    for _ in range(12):
-        weights = [1 / (v * d) for v, d in zip(values, q, strict=True)]
-        columns = [[w * x**j for w, x in zip(weights, nodes, strict=True)] for j in range(numerator + 1)]
-        columns += [
-            [-w * v * x**j for w, v, x in zip(weights, values, nodes, strict=True)]
-            for j in range(1, denominator + 1)
-        ]
-        solution = least_squares(columns, [w * v for w, v in zip(weights, values, strict=True)])
-        top, bottom = solution[: numerator + 1], [mp.mpf(1), *solution[numerator + 1 :]]
-        q = [mp.polyval(bottom[::-1], x) for x in nodes]
-    top, bottom = [rounded(c, bits) for c in top], [rounded(c, bits) for c in bottom]
-    error = max(
-        abs(mp.polyval(top[::-1], x) / mp.polyval(bottom[::-1], x) / v - 1)
-        for x, v in zip(nodes, values, strict=True)
-    )
-    return [float(c) for c in top], [float(c) for c in bottom], float(error)
-
-
 def exp_remainder(r: Real) -> Real:
     """(exp(r) - 1 - r) / r^2, by its series."""
     return mp.nsum(lambda n: r**n / mp.factorial(n + 2), [0, 40]) if r else mp.mpf(0.5)
@@ -110,15 +85,11 @@ def main() -> None:
         "erf large f32": lambda: polynomial(
             log_erfc(1.0), 0.0, 3.0, 8, lambda u: mp.erfc(1 + u) + mp.mpf(10) ** -10, 32
         ),
-        "tanh f32": lambda: rational(
-            lambda z: mp.tanh(mp.sqrt(z)) / mp.sqrt(z), 1e-12, 9.02**2, 6, 3, 32
-        ),
     }  # fmt: skip
     for name, fit in fits.items():
-        *coefficients, error = fit()
+        coefficients, error = fit()
         print(f"{name}: largest weighted error {error:.3g}")
-        for group in coefficients:
-            print("   ", ", ".join(repr(c) for c in group))
+        print("   ", ", ".join(repr(c) for c in coefficients))
 
 
 if __name__ == "__main__":

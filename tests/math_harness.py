@@ -159,8 +159,9 @@ def samples(name: str, dtype: str, count: int = 700, seed: int = 1) -> Samples:
     y = None
     with np.errstate(over="ignore"):
         if name == "pow":
+            least = -1070 if double else -148
             base = np.concatenate([_spread(rng, -30, 30, count, False), rng.uniform(0.5, 2, count),
-                                   _spread(rng, -1070 if double else -148, 0, count // 4, False)])  # fmt: skip
+                                   _spread(rng, least, 0, count // 4, False)])  # fmt: skip
             base = base.astype(dtype).astype(float)
             limit = 740.0 if double else 100.0
             y = (rng.uniform(-limit, limit, len(base)) / np.log(base)).astype(dtype)

@@ -156,6 +156,19 @@ def test_float32_densely_against_float64(target: Target) -> None:
         assert (got[infinite] == expected[infinite]).all(), name
 
 
+@level
+@precision
+def test_bounded_functions_stay_bounded_and_tanh_does_not_step_back(dtype: str, target: Target) -> None:
+    x = np.linspace(-12, 12, 100_001).astype(dtype)
+    lanes = widths(target, dtype)[1]
+    for name in ("tanh", "erf", "sigmoid", "sin", "cos"):
+        assert np.max(np.abs(evaluate(target, name, lanes, x))) <= 1, name
+    # Neighbours may round the wrong way round, by no more than their error.
+    for name in ("tanh", "erf", "sigmoid", "exp"):
+        result = evaluate(target, name, lanes, x)
+        assert np.all(np.diff(result) >= -2 * np.spacing(np.abs(result[1:]))), name
+
+
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 @precision
 def test_no_function_needs_a_library(dtype: str, target: Target) -> None:

@@ -38,12 +38,6 @@ _EXPM1_32 = (
 # tanh(x) = x + x z P(z) / Q(z), z = x^2, for |x| < 0.625: Cephes tanh.c (Moshier), float64.
 _TANH_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
 _TANH_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
-# tanh(x) / x = P(z) / Q(z) on |x| <= 9.02, float32, from benchmarks/math_coefficients.py.
-_TANH_P_32 = (
-    1.0, 0.13080599904060364, 0.003100162837654352, 1.1115141205664258e-05, -2.006989952008098e-08,
-    5.205347264336524e-11, -8.308359154742678e-14,
-)  # fmt: skip
-_TANH_Q_32 = (1.0, 0.46413925290107727, 0.024480028077960014, 0.0002540649729780853)
 
 
 def _reduce(x: Number) -> tuple[Number, Number, Number, Number]:
@@ -89,17 +83,21 @@ def exp(f: Function, x: Value) -> Value:
     return shared(f, "exp", exp_core, x) if x.type.element == "double" else exp_core(Number(f, x)).value
 
 
-def _expm1(x: Number) -> Number:
-    clamped = clamp(x, -50.0, 710.0) if x.is_double else clamp(x, -30.0, 89.0)
-    _, biased, high, low = _reduce(clamped)
+def _half_expm1(x: Number) -> tuple[Number, Number, Number]:
+    """((e^x - 1) / 2, e^r - 1, k + 2 bias) for x at which k stays below the largest exponent + 2."""
+    _, biased, high, low = _reduce(x)
     r, r_error = fast_two_sum(high, low)
     p = fma(r * r, horner(r, _EXPM1_64 if x.is_double else _EXPM1_32), r_error) + r
-    # e^x - 1 = 2 (h p + (h - 1/2)) with h = 2^(k-1), which does not overflow before the result does.
+    # With h = 2^(k-1), (e^x - 1) / 2 = h p + (h - 1/2); h does not overflow where the result does.
     bias, mantissa_bits = (1023, 52) if x.is_double else (127, 23)
     h = ((biased - (bias + 1)) << mantissa_bits).from_bits()
-    result = (fma(p, h, h - 0.5)) * 2.0
+    return fma(p, h, h - 0.5), p, biased
+
+
+def _expm1(x: Number) -> Number:
+    half, p, biased = _half_expm1(clamp(x, -50.0, 710.0) if x.is_double else clamp(x, -30.0, 89.0))
     # For k = 0 p is the answer, and where p is subnormal h p is not exact. Tiny x also keeps its sign of 0.
-    result = select(biased.equals(2 * bias), p, result)
+    result = select(biased.equals(2046 if x.is_double else 254), p, half * 2.0)
     return select(x.absolute() < (2.0**-54 if x.is_double else 2.0**-25), x, result)
 
 
@@ -120,12 +118,11 @@ def sigmoid(f: Function, x: Value) -> Value:
 
 
 def _tanh_32(x: Number) -> Number:
-    # From 9.02 on the nearest float32 is 1. NaN passes both selects.
-    limited = clamp(x, -9.02, 9.02)
-    z = limited * limited
-    result = limited * horner(z, _TANH_P_32) / horner(z, _TANH_Q_32)
-    result = select(x.absolute() > 9.02, x.constant(1.0).with_sign_of(x), result)
-    return select(x.absolute() < 2.0**-12, x, result)
+    # With a = (e^2|x| - 1) / 2, tanh|x| = a / (a + 1): accurate near 0, never above 1. From 10 on it is 1.
+    size = x.absolute()
+    limited = select(size > 10.0, 10.0, size)
+    half, _, _ = _half_expm1(limited + limited)
+    return (half / (half + 1.0)).with_sign_of(x)
 
 
 def _tanh_64(x: Number) -> Number:

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphc.errors import DTypeError, FeedError, IndexRangeError, ShapeError
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable
 from graphc.ir.interpret import bind_dims, evaluate_nodes, interpret
-from graphc.ir.types import DTYPES, collect_guards, dim, evaluate
+from graphc.ir.types import DTYPES, TensorType, collect_guards, dim, evaluate, float32
 
 N, M = dim("N"), dim("M")
 
@@ -374,3 +374,31 @@ def test_evaluate_nodes_keeps_every_value():
     assert set(values) == {x, y, z}
     np.testing.assert_array_equal(values[y], arange(2, 3).T)
     assert all(isinstance(o, Operand) and isinstance(o.node, Node) for o in values)
+
+
+def test_updates_read_the_old_state_and_return_fresh_arrays():
+    def variable(name, value):
+        made = Variable(name, TensorType(float32, (2,)), lambda: np.full(2, value, dtype=np.float32))
+        made.place(np.empty(2, dtype=np.float32), None)
+        return made
+
+    v, w = variable("v", 1.0), variable("w", 2.0)
+    b = GraphBuilder()
+    x = make_input(b, "x", (2,), "float32")
+    read_v, read_w = b("parameter", variable=v), b("parameter", variable=w)
+    # A swap, and an output that is the state itself.
+    graph = Graph({"v": read_v, "sum": b("add", read_v, x)}, {v: read_w, w: read_v})
+    feeds = {"x": np.array([0.1, 0.2], dtype=np.float32)}
+    outputs, updates = interpret(graph, feeds)
+    assert outputs["v"].tolist() == [1, 1] and updates[v].tolist() == [2, 2] and updates[w].tolist() == [1, 1]
+    for value in (outputs["v"], *updates.values()):
+        assert not any(np.shares_memory(value, stored.array) for stored in (v, w))
+    assert v.array.tolist() == [1, 1] and w.array.tolist() == [2, 2]
+    wide, updates = interpret(graph, feeds, state={v: np.array([0.1, 0.3])}, precision="float64")
+    assert wide["v"].tolist() == [0.1, 0.3] and updates[w].dtype == np.float64
+    assert updates[v].tolist() == [2, 2]  # what `state` leaves out keeps its value
+
+
+def test_ragged_feeds_are_refused():
+    with pytest.raises(FeedError, match="input x"):
+        bind_dims(declared(x=(N, M)), {"x": [[1.0], [1.0, 2.0]]})

@@ -83,7 +83,7 @@ def bind_dims(graph_inputs: Mapping[str, Node], feeds: Mapping[str, Any]) -> dic
     for name, node in graph_inputs.items():
         if name not in feeds:
             raise FeedError(f"input {name} ({node.types[0]}) was not fed")
-        shapes[name] = given = np.shape(feeds[name])
+        shapes[name] = given = _as_array(name, feeds[name]).shape
         declared = node.types[0].shape
         if len(given) != len(declared):
             raise _misfit(name, node.types[0], given)
@@ -101,6 +101,13 @@ def bind_dims(graph_inputs: Mapping[str, Node], feeds: Mapping[str, Any]) -> dic
             if evaluate(extent, bindings) != value:
                 raise _misfit(name, node.types[0], shapes[name], bindings)
     return bindings
+
+
+def _as_array(name: str, feed: Any) -> Array:
+    try:
+        return np.asarray(feed)
+    except ValueError as error:  # a ragged list
+        raise FeedError(f"input {name}: {error}") from None
 
 
 def _misfit(
@@ -216,10 +223,7 @@ def _feed(node: Node, feeds: Mapping[str, Any], spec: ArraySpec) -> Array:
     name = node.attrs["name"]
     if name not in feeds:
         raise FeedError(f"input {name} ({node.types[0]}) was not fed")
-    try:
-        given = np.asarray(feeds[name])
-    except ValueError as error:
-        raise FeedError(f"input {name}: {error}") from None
+    given = _as_array(name, feeds[name])
     declared = node.types[0].dtype
     if given.shape != spec.shape:
         raise FeedError(f"input {name}: expected shape {list(spec.shape)}, got {list(given.shape)}")

@@ -2,7 +2,7 @@
 
     python benchmarks/math_ulp.py            print the table
     python benchmarks/math_ulp.py --write    also put it into docs/math.md
-    python benchmarks/math_ulp.py --count N  draw about 3 N inputs a function (default 20000)
+    python benchmarks/math_ulp.py --count N  draw about 3 N inputs a function (default 10000)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def table(count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--write", action="store_true", help="replace the table in docs/math.md")
-    parser.add_argument("--count", type=int, default=20000)
+    parser.add_argument("--count", type=int, default=10000)
     arguments = parser.parse_args()
     text = table(arguments.count)
     print(text)

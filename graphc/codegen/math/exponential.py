@@ -63,8 +63,8 @@ def _scale(y: Number, biased: Number) -> Number:
     return y * first * second
 
 
-def exp_core(x: Number, tail: Number | None = None) -> Number:
-    """e^(x + tail) for |tail| a rounding error of x; overflows to inf, underflows through subnormals."""
+def _exp_parts(x: Number, tail: Number | None) -> tuple[Number, Number, Number]:
+    """(y, c, k + 2 bias) with e^(x + tail) = 2^k (y + c), c the smaller: what exp adds and rounds last."""
     # Beyond these limits the result is 0 or inf by the ordinary route; they keep k in its bit field.
     x = clamp(x, -746.0, 710.0) if x.is_double else clamp(x, -104.0, 89.0)
     _, biased, high, low = _reduce(x)
@@ -72,10 +72,16 @@ def exp_core(x: Number, tail: Number | None = None) -> Number:
     r = high + low
     polynomial = horner(r, _EXP_64 if x.is_double else _EXP_32)
     if not x.is_double:
-        return _scale(fma(r * r, polynomial, r) + 1.0, biased)
-    # 1 + high is added last with its rounding error, so that nearly all of the error is one rounding.
+        return x.constant(1.0), fma(r * r, polynomial, r), biased
+    # 1 + high is summed with its rounding error, so that nearly all of the error is the last rounding.
     total, error = fast_two_sum(x.constant(1.0), high)
-    return _scale(total + (error + fma(r * r, polynomial, low)), biased)
+    return total, error + fma(r * r, polynomial, low), biased
+
+
+def exp_core(x: Number, tail: Number | None = None) -> Number:
+    """e^(x + tail) for |tail| a rounding error of x; overflows to inf, underflows through subnormals."""
+    y, c, biased = _exp_parts(x, tail)
+    return _scale(y + c, biased)
 
 
 def exp(f: Function, x: Value) -> Value:
@@ -106,15 +112,28 @@ def expm1(f: Function, x: Value) -> Value:
     return shared(f, "expm1", _expm1, x) if x.type.element == "double" else _expm1(Number(f, x)).value
 
 
-def _sigmoid(x: Number) -> Number:
+def _sigmoid_32(x: Number) -> Number:
     # e^-|x| never overflows, and for negative x the quotient e / (1 + e) keeps its relative accuracy.
     e = exp_core(-x.absolute())
     return select(x < 0.0, e, 1.0) / (e + 1.0)
 
 
+def _sigmoid_64(x: Number) -> Number:
+    y, c, biased = _exp_parts(-x.absolute(), None)
+    e, e_low = (_scale(part, biased) for part in fast_two_sum(y, c))
+    d, d_low = fast_two_sum(e.constant(1.0), e)
+    negative = x < 0.0
+    q = select(negative, e, 1.0) / d
+    # The first-order correction for the roundings of e and 1 + e; 1 / d is q or 1 - q.
+    inverse = select(negative, 1.0 - q, q)
+    return fma(select(negative, e_low, 0.0) - q * (d_low + e_low), inverse, q)
+
+
 def sigmoid(f: Function, x: Value) -> Value:
     """1 / (1 + e^-x), accurate in both tails."""
-    return shared(f, "sigmoid", _sigmoid, x) if x.type.element == "double" else _sigmoid(Number(f, x)).value
+    if x.type.element == "double":
+        return shared(f, "sigmoid", _sigmoid_64, x)
+    return _sigmoid_32(Number(f, x)).value
 
 
 def _tanh_32(x: Number) -> Number:

@@ -27,7 +27,7 @@ define private void @gx_wake(ptr %pool, ptr %word) nounwind noinline {
 entry:
   @pool syscall@syscall_address
   %syscall = load ptr, ptr %syscall_address, align 8
-  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 129, i32 2147483647, ptr null, ptr null, i32 0)
+  %r = call i64 (i64, ...) %syscall(i64 <FUTEX>, ptr %word, i32 129, i32 65536, ptr null, ptr null, i32 0)
   ret void
 }
 """

@@ -17,7 +17,7 @@ belongs to it. A thread that stalls between reading the ticket and the exchange 
 generation came round to the very same value, wins a chunk of the region that is current. The caller waits
 for reported chunks only, so a worker that took nothing is never waited for.
 
-Every atomic step carries a `; step: name` comment; `tests/test_ticket_model.py` has the same steps under
+Every atomic step carries a `; step:` comment; `tests/test_ticket_model.py` has the same steps under
 the same names and explores all their interleavings. A change here is a change there.
 """
 

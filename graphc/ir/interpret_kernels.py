@@ -108,6 +108,8 @@ def poisoned(dtype: DType, shape: Sequence[int]) -> Array:
 # Primitives that numpy scalars spell as operators, with the same result.
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge"})
 
+_ROUNDINGS = frozenset({"floor", "ceil", "round", "trunc"})
+
 
 class _Writer:
     """Writes a kernel's body as Python source; extents are replaced by their values."""
@@ -242,14 +244,21 @@ def _apply(expr: Prim, operands: list[str]) -> str:
     primitive = PRIMITIVES[expr.name]
     if expr.name in _OPERATORS:
         return f"({operands[0]} {primitive.symbol} {operands[1]})"
+    if expr.name in _ROUNDINGS and not expr.dtype.is_float:
+        return operands[0]  # numpy would go through floats
     call = f"{expr.name}_({', '.join(operands)})"
-    # Some return 0-d arrays, and numpy's rounding functions turn integers into floats.
+    # Some return 0-d arrays.
     is_exact = isinstance(primitive.numpy, np.ufunc) and all(o.dtype.is_float for o in expr.operands)
     return call if is_exact or expr.name == "select" else f"{expr.dtype.name}({call})"
 
 
 def _select(condition: Any, a: Any, b: Any) -> Any:
     return a if condition else b
+
+
+def _pow(a: Any, b: Any) -> Any:
+    # numpy takes a scalar exponent of 0.5 for sqrt, which is wrong for -inf and -0.0.
+    return PRIMITIVES["pow"].numpy(np.asarray([a]), np.asarray([b]))[0]
 
 
 def _cast(value: Any, scalar: type[np.generic]) -> Any:
@@ -268,6 +277,7 @@ _NAMESPACE: dict[str, Any] = {
     "inf": float("inf"),
     "nan": float("nan"),
     "select_": _select,
+    "pow_": _pow,
     "cast": _cast,
     "local": _local,
     "DTYPES": DTYPES,

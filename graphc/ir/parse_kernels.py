@@ -42,7 +42,7 @@ from graphc.ir.lexer import DTYPES_BY_SHORT_NAME, Cursor, lines_of, literal
 from graphc.ir.literals import Bindings, read_data, read_variable
 from graphc.ir.scalar import PRIMITIVES
 from graphc.ir.text_kernels import COMBINE_SYMBOLS, HEADER, PRECEDENCE
-from graphc.ir.types import DType, Extent, TensorType, bool_, float32, int64
+from graphc.ir.types import DType, Extent, TensorType, bool_, float32, float64, int64
 
 _COMBINES = {symbol: combine for combine, symbol in COMBINE_SYMBOLS.items()}
 _ASSIGNING = ("[", "=", *_COMBINES)
@@ -53,7 +53,7 @@ _SPECIAL: dict[str, tuple[float | bool, DType]] = {
     **{
         f"{value}{suffix}": (float(value), dtype)
         for value in ("inf", "nan")
-        for suffix, dtype in (("", float32), ("_f64", DTYPES_BY_SHORT_NAME["f64"]))
+        for suffix, dtype in (("", float32), ("_f32", float32), ("_f64", float64))
     },
 }
 

@@ -46,7 +46,7 @@ FORMS = ("map", "rows", "columns", "contract", "window", "move", "check")
 KINDS = ("input", "state", "constant", "temporary", "output")
 CONTEXT_LINES = 4
 # Words that mean a value of their own in the text form.
-_LITERALS = frozenset({"true", "false", "inf", "nan", "inf_f64", "nan_f64", CHUNK})
+_LITERALS = frozenset({"true", "false", "inf", "nan", "inf_f32", "nan_f32", "inf_f64", "nan_f64", CHUNK})
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\Z")
 
 

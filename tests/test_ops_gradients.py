@@ -82,6 +82,7 @@ SMOOTH = [
     Smooth("add_n", (ANYWHERE,) * 4),
     Smooth("select", (truth, ANYWHERE, ANYWHERE)),
     Smooth("cast", attrs={"dtype": float64}),
+    Smooth("copy", attrs={"label": "update:w"}),
     Smooth("leaky_relu", (NOT_ZERO,), {"slope": 0.1}),
     Smooth("elu", (NOT_ZERO,), {"alpha": 0.7}),
     Smooth("gelu", attrs={"approximate": "none"}),

@@ -133,6 +133,7 @@ FLOAT_FORMULAS = [
     ("clip", 1, lambda x: x, {"low": None, "high": None}),
     ("bce_with_logits", 2, nan_or(bce), {}),
     ("stop_gradient", 1, lambda x: x, {}),
+    ("copy", 1, lambda x: x, {"label": "update:w"}),
 ]
 COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 LOGIC = {
@@ -219,6 +220,7 @@ INTEGER_FORMULAS = {
     "relu": (1, lambda x: max(x, 0), {}),
     "clip": (1, lambda x: min(max(x, 1), 6), {"low": 1, "high": 6}),
     "stop_gradient": (1, lambda x: x, {}),
+    "copy": (1, lambda x: x, {"label": "update:w"}),
 }
 
 
@@ -283,7 +285,7 @@ def test_nan_is_the_value_that_differs_from_itself():
 
 NUMERIC = {"add", "sub", "mul", "floordiv", "mod", "pow", "neg", "abs", "square", "add_n", "sign", "relu",
            "clip"}  # fmt: skip
-ANY = {"maximum", "minimum", "stop_gradient", "cast", "select", *COMPARISONS}
+ANY = {"maximum", "minimum", "stop_gradient", "copy", "cast", "select", *COMPARISONS}
 
 
 def accepted(name):
@@ -351,6 +353,6 @@ def test_attributes_that_are_refused():
 def test_every_elementwise_op_is_covered():
     covered = {name for name, *_ in FLOAT_FORMULAS} | set(COMPARISONS) | set(LOGIC) | SPECIAL
     assert covered == names_in("elementwise")
-    assert NUMERIC | {"maximum", "minimum", "stop_gradient"} == set(INTEGER_FORMULAS)
+    assert NUMERIC | {"maximum", "minimum", "stop_gradient", "copy"} == set(INTEGER_FORMULAS)
     for name in covered:
         assert OPS[name].doc and OPS[name].scalar is not None

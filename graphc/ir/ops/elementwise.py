@@ -361,3 +361,7 @@ elementwise(
     lambda b, ct, out, x, dtype: b.cast(ct, x.dtype), infer=_infer_cast,
 )  # fmt: skip
 elementwise("stop_gradient", "x, through which no gradient flows.", any_dtype, lambda s, x: x)
+elementwise(
+    "copy", "x, in storage of its own. attrs: label (copies of one value for two purposes stay apart).",
+    any_dtype, lambda s, x, label: x, lambda b, ct, out, x, label: ct,
+)  # fmt: skip

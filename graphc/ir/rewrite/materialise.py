@@ -1,0 +1,60 @@
+"""Gives memory to what is only a way of looking: results that are views, and what a reshape looks at."""
+
+from __future__ import annotations
+
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+
+
+def _is_computed(node: Node) -> bool:
+    """Whether a node is computed into memory anyway (constant expressions are not)."""
+    if node.op.family in ("view", "leaf", "effect"):
+        return False
+    return (
+        node.op.family != "elementwise"
+        or node.name == "copy"
+        or any(_depends_on_memory(operand.node) for operand in node.inputs)
+    )
+
+
+def _depends_on_memory(node: Node) -> bool:
+    if node.name in ("full", "iota", "extent"):
+        return False
+    if node.op.family in ("view", "effect"):
+        return _depends_on_memory(node.inputs[0].node)
+    return (
+        node.op.family != "elementwise"
+        or node.name == "copy"
+        or any(_depends_on_memory(operand.node) for operand in node.inputs)
+    )
+
+
+def materialise(graph: Graph) -> Graph:
+    """Inserts a `copy` where a value has to lie in memory and does not.
+
+    Guarantees: every output is a computed node of its own (no input, parameter, constant, view, nor
+    another output's node), and every reshape looks at a computed node, a stored leaf or another reshape.
+    """
+
+    def rule(builder: GraphBuilder, node: Node, inputs: tuple[Operand, ...]) -> list[Operand] | None:
+        if node.name != "reshape":
+            return None
+        source = inputs[0]
+        if _is_computed(source.node) or source.node.name in ("input", "parameter", "constant", "reshape"):
+            return None
+        return [builder("reshape", builder("copy", source), **node.attrs)]
+
+    rebuilt = rebuild(graph, rule, "materialise")
+    builder = GraphBuilder()
+    origins = dict(rebuilt.origins)
+    taken = {operand.node for operand in rebuilt.updates.values()}
+    outputs: dict[str, Operand] = {}
+    for label, operand in rebuilt.outputs.items():
+        if operand.node in taken or not _is_computed(operand.node):
+            # A node built by hand, not interned: two outputs of one value are two copies of it.
+            copied = builder.node("copy", (operand,))
+            copied = Node(copied.op, copied.inputs, copied.attrs, copied.types)
+            origins[copied] = rebuilt.origin(operand.node)
+            operand = Operand(copied, 0)
+        taken.add(operand.node)
+        outputs[label] = operand
+    return Graph(outputs, rebuilt.updates, origins)

@@ -398,7 +398,8 @@ def as_extent(extent: Any) -> Extent:
 # ------------------------------------------------------------------------------------------------ leaves
 
 
-def _require_name(name: Any, what: str) -> str:
+def require_name(name: Any, what: str) -> str:
+    """The name, if it is one. Raises DeclarationError."""
     if not isinstance(name, str) or not name or any(c.isspace() or c in "\"'%@,()=" for c in name):
         raise DeclarationError(f"{what} needs a name without spaces, quotes or any of %@,()= — not {name!r}")
     return name
@@ -407,7 +408,7 @@ def _require_name(name: Any, what: str) -> str:
 @declares
 def input(name: str, shape: ShapeLike = (), dtype: DTypeLike = "float32") -> Tensor:
     """A value fed at run time under this name. `shape` mixes ints and `gx.dim`s."""
-    return apply("input", name=_require_name(name, "an input"), dtype=as_dtype(dtype), shape=as_shape(shape))
+    return apply("input", name=require_name(name, "an input"), dtype=as_dtype(dtype), shape=as_shape(shape))
 
 
 @declares
@@ -425,13 +426,14 @@ def param(
     one of `gx.init`, or `f(rng, shape) -> array`. Random values depend on the name and the seed alone
     (`seed=`, else that of `gx.seed`), so they are the same in every process. The shape is static.
     """
-    _require_name(name, "a parameter")
-    initializer, shape, dtype = _initializer(init, shape, dtype)
+    require_name(name, "a parameter")
+    initializer, shape, dtype = initializer_of(init, shape, dtype)
     type_ = TensorType(dtype, shape)
     return from_variable(make_variable(name, type_, initializer, trainable, seed))
 
 
-def _initializer(spec: Any, shape: ShapeLike | None, dtype: DTypeLike | None) -> tuple[Any, Shape, DType]:
+def initializer_of(spec: Any, shape: ShapeLike | None, dtype: DTypeLike | None) -> tuple[Any, Shape, DType]:
+    """(initializer, static shape, dtype) of a parameter. Raises ShapeError, DTypeError."""
     if isinstance(spec, (np.ndarray, list, tuple, int, float, np.generic)):
         array = np.array(spec)
         if not isinstance(spec, (np.ndarray, np.generic)) and array.dtype.kind == "f":

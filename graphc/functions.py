@@ -313,11 +313,11 @@ def clip(x: TensorLike, low: TensorLike | None = None, high: TensorLike | None =
         for bound in bounds:
             dtype = promote(dtype, dsl.scalar_dtype(bound, dtype))
         tensor = dsl.fit(tensor, dtype, tensor.shape)
-        as_bound: Any = float if dtype.is_float else int
-        limits = [None if b is None else as_bound(b) for b in (low, high)]
-        if None not in limits and limits[0] > limits[1]:
+        number: Any = float if dtype.is_float else int
+        lower, upper = (None if b is None else number(b) for b in (low, high))
+        if lower is not None and upper is not None and lower > upper:
             raise DeclarationError(f"the bounds {low} and {high} are the wrong way round")
-        return dsl.apply("clip", tensor, low=limits[0], high=limits[1])
+        return dsl.apply("clip", tensor, low=lower, high=upper)
     result = tensor if low is None else maximum(tensor, low)
     return result if high is None else minimum(result, high)
 

@@ -84,18 +84,18 @@ def _apply_basic(x: Tensor, items: Sequence[Any]) -> tuple[Tensor, list[Any]]:
             continue
         axis = len(starts)
         extent = x.shape[axis]
-        start, step, count = 0, 1, extent  # type: tuple[Extent, int, Extent]
+        span: tuple[Extent, int, Extent] = (0, 1, extent)
         if isinstance(item, slice):
-            start, step, count = _resolve_slice(item, extent)
+            span = _resolve_slice(item, extent)
             left.append(slice(None))
         elif isinstance(item, (int, SymbolicExtent)):
-            start, count = _resolve_integer(item, extent, axis), 1
+            span = (_resolve_integer(item, extent, axis), 1, 1)
             dropped.append(axis)
         else:
             left.append(item)
-        starts.append(start)
-        steps.append(step)
-        counts.append(count)
+        starts.append(span[0])
+        steps.append(span[1])
+        counts.append(span[2])
     result = x
     if any(s != 0 for s in starts) or any(s != 1 for s in steps) or tuple(counts) != x.shape:
         result = dsl.apply("slice", x, starts=tuple(starts), steps=tuple(steps), shape=tuple(counts))

@@ -66,7 +66,7 @@ def resolve(spec: Any) -> Initializer:
         return _BY_NAME[spec]()
     if not callable(spec):
         raise DeclarationError(f"init is an array, a name or f(rng, shape), not {spec!r}")
-    return _BY_FACTORY[spec]() if spec in _BY_FACTORY else spec  # type: ignore[no-any-return]
+    return _BY_FACTORY[spec]() if spec in _BY_FACTORY else spec
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:

@@ -221,9 +221,7 @@ def _pad_pairs(pad_width: Any, rank: int) -> list[tuple[Extent, Extent]]:
     if len(pad_width) == 1:
         return _pad_pairs(pad_width[0], rank)
     if len(pad_width) != rank or any(not isinstance(p, (tuple, list)) or len(p) != 2 for p in pad_width):
-        raise ShapeError(
-            f"pad_width {pad_width} is not n, one pair, or a pair for each of {rank} axes"
-        )
+        raise ShapeError(f"pad_width {pad_width} is not n, one pair, or a pair for each of {rank} axes")
     return [(dsl.as_extent(before), dsl.as_extent(after)) for before, after in pad_width]
 
 
@@ -286,7 +284,7 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
 
 
 @declares
-def one_hot(indices: TensorLike, depth: int, dtype: DTypeLike = "float32") -> Tensor:
+def one_hot(indices: TensorLike, depth: Extent, dtype: DTypeLike = "float32") -> Tensor:
     """1 at the index and 0 elsewhere, along a new last axis of extent `depth`; indices are checked."""
     given = dsl.as_tensor(indices)
     extent = dsl.as_extent(depth)

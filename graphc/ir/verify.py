@@ -109,7 +109,11 @@ def surrounding_text(graph: Graph, order: list[Node], marked: Node) -> str:
     lines = []
     for node in order[first : at + CONTEXT_LINES + 1]:
         sign = ">" if node is marked else " "
-        lines.append(f"{sign} {format_node(node, numbers, graph.origin(node))}")
+        try:
+            line = format_node(node, numbers, graph.origin(node))
+        except GraphcError:
+            line = f"%{numbers[Operand(node, 0)]} = {node!r}"  # an attribute without a text form
+        lines.append(f"{sign} {line}")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.scalar import COMBINES, PRIMITIVES, result_dtype
 from graphc.ir.text_kernels import format_body, format_buffer, kernel_head
-from graphc.ir.types import DType, Extent, Shape, dims_of, provably_different
+from graphc.ir.types import DType, Extent, Shape, TensorType, dims_of, provably_different
 
 FORMS = ("map", "rows", "columns", "contract", "window", "move", "check")
 KINDS = ("input", "state", "constant", "temporary", "output")
@@ -353,7 +353,7 @@ def verify_kernels(program: KernelProgram) -> KernelProgram:
         found = program.storages.get(name)
         if found is None or name not in written:
             raise VerifyError(f"output {label} = {name}, which no kernel writes")
-        if found.type.dtype != type.dtype or provably_different(found.type.size, type.size):
+        if found.type.dtype != type.dtype or _sizes_differ(program, found.type, type):
             raise VerifyError(f"output {label} is {type}, its storage {name} {found.type}")
     return program
 
@@ -366,13 +366,20 @@ def _verify_buffers(program: KernelProgram, verifier: _KernelVerifier, written: 
             verifier.fail(f"buffer {buffer.name} views {buffer.storage}, which is not declared")
         if storage.type.dtype != buffer.type.dtype:
             verifier.fail(f"buffer {buffer.name} of {buffer.type} views {storage.type}")
-        if provably_different(storage.type.size, buffer.type.size):
+        if _sizes_differ(program, storage.type, buffer.type):
             verifier.fail(f"buffer {buffer.name} of {buffer.type} views {storage.type}: sizes differ")
         if buffer.access != "in" and storage.kind in ("input", "constant"):
             verifier.fail(f"buffer {buffer.name} writes the {storage.kind} {storage.name}")
         if buffer.access != "out" and storage.name not in written:
             verifier.fail(f"buffer {buffer.name} reads {storage.name} before any kernel writes it")
     written.update(buffer.storage for buffer in kernel.buffers if buffer.access != "in")
+
+
+def _sizes_differ(program: KernelProgram, left: TensorType, right: TensorType) -> bool:
+    """Whether two types differ in size; under guards, only if no binding could make them equal."""
+    if program.guards:
+        return provably_different(left.size, right.size)
+    return left.size != right.size
 
 
 def _dims(kernel: Kernel) -> Iterable[str]:

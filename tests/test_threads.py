@@ -162,11 +162,14 @@ def test_more_chunks_than_a_ticket_holds() -> None:
 
 def test_several_workers_take_chunks() -> None:
     set_num_threads(3)
-    pool().reset_counters()
-    argument = work(60, turns=200_000)
-    assert run(pool(), argument, 60) == 0
-    taken = pool().chunks_taken()
-    assert len(taken) == 3 and sum(taken) == 60 and sum(n > 0 for n in taken) >= 2
+    for _ in range(100):  # on a busy machine a whole region may pass before a worker gets a CPU
+        pool().reset_counters()
+        assert run(pool(), work(60, turns=200_000), 60) == 0
+        taken = pool().chunks_taken()
+        assert len(taken) == 3 and sum(taken) == 60
+        if sum(count > 0 for count in taken) >= 2:
+            break
+    assert sum(count > 0 for count in taken) >= 2
     assert pool().started == 2
 
 
@@ -211,8 +214,8 @@ def test_four_python_threads_and_changes_of_the_count() -> None:
 
 
 def test_a_million_tiny_regions() -> None:
-    output = python("from benchmarks.regions import *\nset_num_threads(2)\nrun_regions(10**6, 2)\nprint('ok')")
-    assert output == "ok\n"
+    script = "from benchmarks.regions import *; set_num_threads(2); run_regions(10**6, 2); print('ok')"
+    assert python(script) == "ok\n"
 
 
 def test_thread_count_is_checked() -> None:

@@ -370,7 +370,11 @@ def _verify_buffers(program: KernelProgram, verifier: _KernelVerifier, written: 
             verifier.fail(f"buffer {buffer.name} of {buffer.type} views {storage.type}: sizes differ")
         if buffer.access != "in" and storage.kind in ("input", "constant"):
             verifier.fail(f"buffer {buffer.name} writes the {storage.kind} {storage.name}")
-        if buffer.access != "out" and storage.name not in written:
+        clears = any(
+            isinstance(s, Store) and s.target == buffer.name and not s.combine
+            for s in walk_stmts(kernel.body)
+        )
+        if buffer.access != "out" and storage.name not in written and not clears:
             verifier.fail(f"buffer {buffer.name} reads {storage.name} before any kernel writes it")
     written.update(buffer.storage for buffer in kernel.buffers if buffer.access != "in")
 

@@ -1,0 +1,164 @@
+"""Which nodes become memory, and how one node reads another through views.
+
+Views (transpose, broadcast, slice, ...) and values without operands (full, iota, extent) are never
+computed for their own sake: a reader looks through them. What is left are the *computed* nodes.
+
+    read = (terminal operand, labels or None)
+
+A node's own dims carry labels; a read says with which labels of the reader each dim of the terminal is
+indexed (None in the tuple: an extent of 1, or a dim that broadcasting repeats). Labels None altogether:
+the access is not aligned (a slice, a reshape, a gather), so the terminal has to lie in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from graphc.ir.graph import Graph, Node, Operand
+from graphc.ir.ops.contract import split_spec
+
+Label = int
+Labels = tuple["Label | None", ...]
+
+INLINE_LEAVES = frozenset({"full", "iota", "extent"})
+STORED_LEAVES = frozenset({"input", "parameter", "constant"})
+
+
+class Read(NamedTuple):
+    """One read of a computed node or a stored leaf by another node."""
+
+    terminal: Operand
+    labels: Labels | None
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node is read through; a check_index is a view of what it has checked."""
+    return node.op.family == "view" or node.name == "check_index"
+
+
+class Reader:
+    """Answers how nodes of one graph read each other. Caches per node, so build one per graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._inline: dict[Node, bool] = {}
+        self._next_label = 0
+        self.out_labels: dict[Node, Labels] = {}
+        self.reduced_labels: dict[Node, tuple[Label, ...]] = {}
+        self.computed: list[Node] = []
+        for node in graph.nodes():
+            looked_through = is_view(node) and node.op.family != "effect"
+            if not (looked_through or node.name in STORED_LEAVES or self.is_inline(node)):
+                self.computed.append(node)
+                self._label(node)
+
+    # ------------------------------------------------------------------------------ classification
+
+    def is_inline(self, node: Node) -> bool:
+        """full, iota, extent, and elementwise expressions over them: cheaper to evaluate again than to keep."""
+        if node not in self._inline:
+            self._inline[node] = node.name in INLINE_LEAVES or (
+                node.op.family == "elementwise"
+                and node.name != "copy"
+                and all(self.is_inline(_through_views(o.node)) for o in node.inputs)
+            )
+        return self._inline[node]
+
+    def _fresh(self) -> Label:
+        self._next_label += 1
+        return self._next_label
+
+    def _label(self, node: Node) -> None:
+        """Gives every dim of a node, and every axis it reduces, a label of its own."""
+        self.out_labels[node] = tuple(None if e == 1 else self._fresh() for e in node.types[0].shape)
+        self.reduced_labels[node] = ()
+        if node.op.family == "reduce":
+            self.reduced_labels[node] = tuple(self._fresh() for _ in node.attrs["axes"])
+        if node.op.family == "contract":
+            left, _, result = split_spec(node.attrs["spec"])
+            self.reduced_labels[node] = tuple(self._fresh() for letter in left if letter not in result)
+
+    # -------------------------------------------------------------------------------------- reads
+
+    def operand_labels(self, node: Node, position: int) -> Labels | None:
+        """With which of its labels a node indexes the dims of an operand; None where that is not aligned."""
+        out = self.out_labels[node]
+        family = node.op.family
+        if family == "elementwise":
+            return out
+        if family == "reduce":
+            labels = list(out)
+            for axis, label in zip(node.attrs["axes"], self.reduced_labels[node], strict=True):
+                labels.insert(axis, label)
+            return tuple(labels)
+        if family == "contract":
+            left, right, result = split_spec(node.attrs["spec"])
+            letters = dict(zip(result, out, strict=True))
+            reduced = [letter for letter in left if letter not in result]
+            letters.update(zip(reduced, self.reduced_labels[node], strict=True))
+            return tuple(letters[letter] for letter in (left, right)[position])
+        if node.name == "pick" and position == 1:
+            return out
+        if node.name == "gather" and position == 1:
+            axis = node.attrs["axis"]
+            return out[axis : axis + len(node.inputs[1].shape)]
+        if is_view(node):
+            return _through(node, out)
+        return None
+
+    def reads(self, node: Node) -> Iterator[Read]:
+        """Everything a computed node reads from memory or from other computed nodes."""
+        for position, operand in enumerate(node.inputs):
+            yield from self.resolve(operand, self.operand_labels(node, position))
+
+    def resolve(self, operand: Operand, labels: Labels | None) -> Iterator[Read]:
+        """The computed nodes and stored leaves behind an operand that is indexed with these labels."""
+        node = operand.node
+        if is_view(node):
+            yield from self.resolve(node.inputs[0], None if labels is None else _through(node, labels))
+        elif not self.is_inline(node):
+            yield Read(operand, labels)
+
+    def checks(self, node: Node) -> Iterator[Node]:
+        """The check_index nodes whose success a node relies on."""
+        stack = [operand.node for operand in node.inputs]
+        while stack:
+            current = stack.pop()
+            if current.name == "check_index":
+                yield current
+            if is_view(current) or self.is_inline(current):
+                stack.extend(operand.node for operand in current.inputs)
+
+
+def _through_views(node: Node) -> Node:
+    while is_view(node):
+        node = node.inputs[0].node
+    return node
+
+
+def _through(node: Node, labels: Labels) -> Labels | None:
+    """The labels of a view's operand, from those of its result; None where the map is not aligned."""
+    shape = node.inputs[0].shape
+    match node.name:
+        case "check_index":
+            return labels
+        case "transpose":
+            result: list[Label | None] = [None] * len(labels)
+            for position, source in enumerate(node.attrs["permutation"]):
+                result[source] = labels[position]
+            return tuple(result)
+        case "expand_dims":
+            axes = node.attrs["axes"]
+            return tuple(label for position, label in enumerate(labels) if position not in axes)
+        case "squeeze":
+            kept = iter(labels)
+            axes = node.attrs["axes"]
+            return tuple(None if position in axes else next(kept) for position in range(len(shape)))
+        case "broadcast_to":
+            tail = labels[len(labels) - len(shape) :]
+            return tuple(None if extent == 1 else label for extent, label in zip(shape, tail, strict=True))
+        case "slice":
+            whole = all(s == 0 for s in node.attrs["starts"]) and all(s == 1 for s in node.attrs["steps"])
+            return labels if whole and tuple(node.attrs["shape"]) == tuple(shape) else None
+    return None

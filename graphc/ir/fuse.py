@@ -1,0 +1,505 @@
+"""Fusion: groups computed nodes into clusters, each of which becomes one kernel.
+
+A cluster is a set of nodes over one set of loop labels (`graphc.ir.access`): when two nodes join, the
+labels of the dims through which one reads the other become one. It is legal when
+
+- every read inside is aligned, and no two dims of a node fall on one label;
+- the labels split into parallel ones P, which every node iterates over, and inner ones I, which are
+  swept over within one iteration of P. What is reduced and read again inside is reduced over I only;
+  a reduction over P leaves the cluster (its chunks are combined later);
+- at most one contraction, whose inner labels are exactly its contracted ones; readers of its result form
+  the epilogue, cheap elementwise operands read by nobody else the prologue;
+- merging makes no cycle among clusters, counting also that every reader of state comes before its writer
+  and every use of an index after its check.
+
+First, reductions over leading axes (bias gradients, sums of losses) join the kernel of their operand.
+Pass 1 joins a node to its readers where that spares the node from memory altogether. Pass 2 joins what
+still shares an edge, which spares a read. Every edge leaves a `Decision`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from graphc.errors import VerifyError
+from graphc.ir.access import Label, Read, Reader
+from graphc.ir.graph import Graph, Node, Variable
+from graphc.ir.types import Extent
+
+T = TypeVar("T", bound=Hashable)
+
+MAX_CLUSTER = 200  # nodes; keeps kernels and the search bounded
+SMALL = 4096  # elements that one core may as well sweep alone
+
+EXPENSIVE = frozenset(
+    "exp expm1 log log1p sin cos tanh sigmoid erf pow gelu silu softplus elu selu div sqrt rsqrt "
+    "reciprocal floordiv mod bce_with_logits".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether two nodes were fused, and why (not). `bytes` is what the edge costs in memory traffic."""
+
+    producer: str
+    consumer: str
+    taken: bool
+    reason: str
+    bytes: Extent
+    origin: str
+
+
+@dataclass(eq=False)
+class Cluster:
+    """Nodes that become one kernel, in topological order."""
+
+    nodes: list[Node]
+    order: list[Label]  # the loop order: every node's labels are a subsequence
+    parallel: list[Label] = field(default_factory=list)
+    inner: list[Label] = field(default_factory=list)
+    first: int = 0  # topological positions of the first and the last node
+    last: int = 0
+
+    @property
+    def contract(self) -> Node | None:
+        return next((n for n in self.nodes if n.op.family == "contract"), None)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The result: clusters in a launch order, with everything lowering needs to know about labels."""
+
+    clusters: list[Cluster]
+    reader: Reader
+    decisions: list[Decision]
+    labels: dict[Label, Label]  # representative of each label
+    extents: dict[Label, Extent]
+
+
+def fuse(graph: Graph) -> Clustering:
+    """Clusters the computed nodes of an optimized graph and orders the clusters."""
+    return _Fuser(graph).run()
+
+
+class _Fuser:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.reader = Reader(graph)
+        self.parent: dict[Label, Label] = {}
+        self.reads: dict[Node, list[Read]] = {n: list(self.reader.reads(n)) for n in self.reader.computed}
+        self.consumers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in self.reader.computed}
+        for node, reads in self.reads.items():
+            for read in reads:
+                if read.terminal.node in self.consumers:
+                    self.consumers[read.terminal.node].append((node, read))
+        self.written: dict[Node, Variable] = {o.node: v for v, o in graph.updates.items()}
+        self.results = {o.node for o in graph.roots}
+        self.after: dict[Node, list[Node]] = self._order_edges()
+        # Every edge of `after` goes to a later position, so a search for paths can stop early.
+        self.position = _positions(self.reader.computed, self.after)
+        self.reader.computed.sort(key=self.position.__getitem__)
+        self.cluster_of: dict[Node, Cluster] = {}
+        self.decisions: dict[tuple[Node, Node], Decision] = {}
+        # Reductions over leading axes that are gathered beside their operand's kernel, chunk by chunk.
+        self.gathered: set[Node] = set()
+        self.extents: dict[Label, Extent] = {}
+        for node in self.reader.computed:
+            order = self._iteration_labels(node)
+            cluster = Cluster([node], order, first=self.position[node], last=self.position[node])
+            self._split(cluster)
+            self.cluster_of[node] = cluster
+
+    # --------------------------------------------------------------------------------- order edges
+
+    def _order_edges(self) -> dict[Node, list[Node]]:
+        """node -> nodes that must come later: its readers, writers of state that it reads, users of a check."""
+        after: dict[Node, list[Node]] = {n: [] for n in self.reader.computed}
+        state_readers: dict[Variable, list[Node]] = {}
+        checks = [n for n in self.reader.computed if n.op.family == "effect"]
+        for node, reads in self.reads.items():
+            for read in reads:
+                terminal = read.terminal.node
+                if terminal in after:
+                    after[terminal].append(node)
+                elif terminal.name == "parameter":
+                    state_readers.setdefault(terminal.variable, []).append(node)
+            for check in self.reader.checks(node):
+                if check in after and check is not node:
+                    after[check].append(node)
+        for writer, variable in self.written.items():
+            if writer not in after:
+                continue
+            for reader in state_readers.get(variable, []):
+                if reader is not writer:
+                    after[reader].append(writer)
+            # Nothing may be written before every check of the step has passed.
+            for check in checks:
+                if check is not writer:
+                    after[check].append(writer)
+        return after
+
+    # -------------------------------------------------------------------------------------- labels
+
+    def find(self, label: Label) -> Label:
+        while self.parent.setdefault(label, label) != label:
+            self.parent[label] = self.parent[self.parent[label]]
+            label = self.parent[label]
+        return label
+
+    def _iteration_labels(self, node: Node) -> list[Label]:
+        """The labels of all loops a node needs, in the order its operand has them."""
+        out = [label for label in self.reader.out_labels[node] if label is not None]
+        for label, extent in zip(self.reader.out_labels[node], node.types[0].shape, strict=True):
+            if label is not None:
+                self.extents[label] = extent
+        reduced = self.reader.reduced_labels[node]
+        if node.op.family == "reduce":
+            labels = self.reader.operand_labels(node, 0) or ()
+            for label, extent in zip(labels, node.inputs[0].shape, strict=True):
+                if label is not None:
+                    self.extents[label] = extent
+            return [label for label in labels if label is not None]
+        if node.op.family == "contract":
+            labels = self.reader.operand_labels(node, 0) or ()
+            for label, extent in zip(labels, node.inputs[0].shape, strict=True):
+                if label in reduced:
+                    self.extents[label] = extent
+        return out + list(reduced)
+
+    def _out(self, node: Node) -> set[Label]:
+        return {self.find(label) for label in self.reader.out_labels[node] if label is not None}
+
+    def _reduced(self, node: Node) -> set[Label]:
+        return {self.find(label) for label in self.reader.reduced_labels[node]}
+
+    # ---------------------------------------------------------------------------------- legality
+
+    def _split(self, cluster: Cluster) -> str:
+        """Splits a cluster's labels into parallel and inner ones. Returns why that fails, or ''."""
+        members = set(cluster.nodes)
+        contract = cluster.contract
+        prologue = self._prologue(cluster) if contract else set()
+        inner: set[Label] = set()
+        common = set(cluster.order)
+        final: list[Node] = []
+        for node in cluster.nodes:
+            reduced = self._reduced(node)
+            if node is contract:
+                inner |= reduced
+            elif reduced:
+                if any(c in members for c, _ in self.consumers[node]):
+                    if node in self.gathered:
+                        return "the sum is complete only when all chunks are done"
+                    inner |= reduced
+                else:
+                    final.append(node)
+            if node.op.family == "scan":
+                inner.add(self.find(self._scan_label(node)))
+            if node not in prologue:
+                common &= self._out(node) | reduced | (inner if node is not contract and contract else set())
+        if contract:
+            if inner != self._reduced(contract):
+                return "another reduction is read beside the contraction"
+            wanted = {label for label in cluster.order if label not in inner}
+            if not wanted <= self._out(contract):
+                return "the epilogue has an axis that the product lacks"
+            if not wanted <= common | inner:
+                return "part of the epilogue does not span the tile"
+        else:
+            inner |= set(cluster.order) - common
+            inner |= self._trailing(cluster, final, inner)
+        parallel = [label for label in cluster.order if label not in inner]
+        if inner and not parallel and len(cluster.nodes) > 1 and not self._is_small(cluster.order):
+            if any(self._reduced(n) and n not in final for n in cluster.nodes):
+                return "the whole tensor would be swept by one core"
+        for node in cluster.nodes:
+            if node in final or node in prologue:
+                continue
+            if not set(parallel) <= self._out(node) | ({*parallel} & self._reduced(node)):
+                return "a node does not span the parallel axes"
+            if set(parallel) & self._reduced(node):
+                return "a reduction over a parallel axis is read inside"
+        cluster.parallel, cluster.inner = parallel, [label for label in cluster.order if label in inner]
+        return ""
+
+    def _scan_label(self, node: Node) -> Label:
+        label = self.reader.out_labels[node][node.attrs["axis"]]
+        return -1 if label is None else label
+
+    def _trailing(self, cluster: Cluster, final: list[Node], inner: set[Label]) -> set[Label]:
+        """Trailing labels that results reduce over while they keep, or also reduce, an earlier one.
+
+        They are swept over with the sum in registers; reducing over the first label is left to chunks.
+        """
+        reduced = {label for node in final for label in self._reduced(node)}
+        result: set[Label] = set()
+        for label in reversed(cluster.order[1:]):
+            if label in inner:
+                continue
+            if label not in reduced:
+                break
+            result.add(label)
+        return result
+
+    def _is_small(self, labels: Iterable[Label]) -> bool:
+        size = 1
+        for label in labels:
+            extent = self.extents[label]
+            if not isinstance(extent, int):
+                return False
+            size *= extent
+        return size <= SMALL
+
+    def _prologue(self, cluster: Cluster) -> set[Node]:
+        """Elementwise members that only the contraction reads."""
+        contract = cluster.contract
+        result: set[Node] = set()
+        for node in reversed(cluster.nodes):
+            readers = [c for c, _ in self.consumers[node]]
+            if (
+                node.op.family == "elementwise"
+                and readers
+                and node not in self.results
+                and all(c is contract or c in result for c in readers)
+            ):
+                result.add(node)
+        return result
+
+    def _merge(self, producer: Cluster, consumer: Cluster) -> tuple[Cluster | None, str]:
+        """The union of two clusters, or None and the reason why it is not legal."""
+        if len(producer.nodes) + len(consumer.nodes) > MAX_CLUSTER:
+            return None, "the cluster is large enough"
+        alone = {"scan", "effect"}
+        for cluster in (producer, consumer):
+            if any(n.op.family in alone or n.name == "scatter_add" for n in cluster.nodes):
+                return None, "the op has a kernel of its own"
+        if producer.contract and consumer.contract:
+            return None, "two contractions"
+        pairs, reason = self._pairs(producer, consumer)
+        if reason:
+            return None, reason
+        saved = dict(self.parent)
+        for left, right in pairs:
+            self.parent[self.find(left)] = self.find(right)
+        merged, reason = self._united(producer, consumer)
+        if reason or self._makes_cycle(producer, consumer):
+            self.parent = saved
+            return None, reason or "it would make a cycle"
+        return merged, ""
+
+    def _pairs(self, producer: Cluster, consumer: Cluster) -> tuple[list[tuple[Label, Label]], str]:
+        """Labels that reads between two clusters identify; refuses reads that are not aligned."""
+        members = set(producer.nodes) | set(consumer.nodes)
+        pairs: list[tuple[Label, Label]] = []
+        forward: dict[Label, Label] = {}
+        backward: dict[Label, Label] = {}
+        for node in consumer.nodes:
+            for read in self.reads[node]:
+                terminal = read.terminal.node
+                if terminal not in members or self.cluster_of.get(terminal) is not producer:
+                    continue
+                if read.labels is None:
+                    return [], "the read is not aligned"
+                for own, used in zip(self.reader.out_labels[terminal], read.labels, strict=True):
+                    if own is None or used is None:
+                        if own is not None:
+                            return [], "the read is not aligned"
+                        continue
+                    a, b = self.find(own), self.find(used)
+                    if forward.setdefault(a, b) != b or backward.setdefault(b, a) != a:
+                        return [], "two reads disagree about the axes"
+                    pairs.append((a, b))
+        return pairs, ""
+
+    def _united(self, producer: Cluster, consumer: Cluster) -> tuple[Cluster | None, str]:
+        first = [self.find(label) for label in producer.order]
+        second = [self.find(label) for label in consumer.order]
+        order = _common_order(first, second)
+        if order is None:
+            return None, "the axes come in another order"
+        nodes = sorted(producer.nodes + consumer.nodes, key=self.position.__getitem__)
+        merged = Cluster(
+            nodes, order, first=min(producer.first, consumer.first), last=max(producer.last, consumer.last)
+        )
+        if merged.contract:
+            # The contracted axes stay innermost.
+            inner = self._reduced(merged.contract)
+            merged.order = [x for x in order if x not in inner] + [x for x in order if x in inner]
+        reason = self._split(merged) or self._unsafe_state(merged) or self._unfit_prologue(merged)
+        return (None, reason) if reason else (merged, "")
+
+    def _unfit_prologue(self, cluster: Cluster) -> str:
+        """Operands computed on load are computed once per tile that reads them: only cheap ones may be."""
+        contract = cluster.contract
+        if contract is None:
+            return ""
+        before = [n for n in cluster.nodes if self.position[n] < self.position[contract]]
+        feeding = self._ancestors(contract, set(before))
+        prologue = self._prologue(cluster)
+        for node in before:
+            if node in feeding and node not in prologue:
+                return "the operand of the contraction is also read elsewhere"
+            if node in feeding and (node.name in EXPENSIVE or len(feeding) > 2):
+                return "the operand is too dear to compute on every load"
+        return ""
+
+    def _ancestors(self, node: Node, within: set[Node]) -> set[Node]:
+        result: set[Node] = set()
+        stack = [node]
+        while stack:
+            for read in self.reads[stack.pop()]:
+                source = read.terminal.node
+                if source in within and source not in result:
+                    result.add(source)
+                    stack.append(source)
+        return result
+
+    def _unsafe_state(self, cluster: Cluster) -> str:
+        """A kernel may write state that it reads only element by element, before the element is written."""
+        written = {self.written[n]: n for n in cluster.nodes if n in self.written}
+        if not written:
+            return ""
+        for node in cluster.nodes:
+            for read in self.reads[node]:
+                terminal = read.terminal.node
+                if terminal.name != "parameter" or terminal.variable not in written:
+                    continue
+                writer = written[terminal.variable]
+                own = [None if x is None else self.find(x) for x in self.reader.out_labels[writer]]
+                if read.labels is None or own != [None if x is None else self.find(x) for x in read.labels]:
+                    return "it reads elements of the state that it writes elsewhere"
+                if cluster.inner and self._out(writer) & set(cluster.inner):
+                    return "it reads the state in a sweep after the one that writes it"
+        return ""
+
+    def _makes_cycle(self, a: Cluster, b: Cluster) -> bool:
+        """Whether some path between the two leads through a third cluster."""
+        return self._path(a, b) or self._path(b, a)
+
+    def _path(self, start: Cluster, goal: Cluster) -> bool:
+        seen = {start}
+        stack = []
+        for node in start.nodes:
+            for later in self.after[node]:
+                cluster = self.cluster_of[later]
+                if cluster is not goal and cluster not in seen:
+                    seen.add(cluster)
+                    stack.append(cluster)
+        while stack:
+            cluster = stack.pop()
+            if cluster.first > goal.last:
+                continue
+            for node in cluster.nodes:
+                for later in self.after[node]:
+                    following = self.cluster_of[later]
+                    if following is goal:
+                        return True
+                    if following not in seen:
+                        seen.add(following)
+                        stack.append(following)
+        return False
+
+    # ------------------------------------------------------------------------------------- search
+
+    def run(self) -> Clustering:
+        for node in self.reader.computed:
+            self._gather(node)
+        changed = True
+        while changed:
+            changed = False
+            for node in reversed(self.reader.computed):
+                changed |= self._join_readers(node)
+        for node in self.reader.computed:
+            for consumer, _ in sorted(self.consumers[node], key=lambda pair: self.position[pair[0]]):
+                self._join(node, consumer, "spares a read")
+        ordered = self._launch_order()
+        labels = {label: self.find(label) for label in list(self.parent)}
+        for label in self.extents:
+            labels.setdefault(label, self.find(label))
+        return Clustering(ordered, self.reader, list(self.decisions.values()), labels, self.extents)
+
+    def _gather(self, node: Node) -> None:
+        """Joins a reduction over leading axes to the kernel of its operand: it costs no pass of its own."""
+        if node.op.family != "reduce" or node.types[0].size == 0:
+            return
+        labels = self.reader.operand_labels(node, 0) or ()
+        order = [label for label in labels if label is not None]
+        reduced = set(self.reader.reduced_labels[node])
+        leading = bool(order) and order[0] in reduced
+        for read in self.reads[node] if leading else []:
+            if read.terminal.node in self.cluster_of:
+                self.gathered.add(node)
+                if not self._join(read.terminal.node, node, "gathered beside its operand"):
+                    self.gathered.discard(node)
+
+    def _join_readers(self, node: Node) -> bool:
+        """Joins a node to its readers if they are all in one other cluster, so that it needs no memory."""
+        readers = {self.cluster_of[c] for c, _ in self.consumers[node]}
+        if node in self.results or len(readers) != 1 or self.cluster_of[node] in readers:
+            return False
+        return self._join(node, self.consumers[node][0][0], "spares the value from memory")
+
+    def _join(self, node: Node, consumer: Node, reason: str) -> bool:
+        a, b = self.cluster_of[node], self.cluster_of[consumer]
+        taken = True
+        if a is not b:
+            merged, refusal = self._merge(a, b)
+            taken, reason = merged is not None, refusal or reason
+            if merged is not None:
+                for member in merged.nodes:
+                    self.cluster_of[member] = merged
+        known = self.decisions.get((node, consumer))
+        if known is None or not known.taken:
+            self.decisions[node, consumer] = Decision(
+                repr(node), repr(consumer), taken, reason, node.types[0].nbytes,
+                str(self.graph.origin(consumer)),
+            )  # fmt: skip
+        return taken and a is not b
+
+    def _launch_order(self) -> list[Cluster]:
+        """Clusters topologically; among those that are ready, the one declared first."""
+        clusters = list(dict.fromkeys(self.cluster_of[n] for n in self.reader.computed))
+        after: dict[Cluster, list[Cluster]] = {c: [] for c in clusters}
+        for node in self.reader.computed:
+            own = self.cluster_of[node]
+            after[own] += [self.cluster_of[n] for n in self.after[node] if self.cluster_of[n] is not own]
+        clusters.sort(key=lambda c: c.last)
+        positions = _positions(clusters, after)
+        ordered = sorted(clusters, key=positions.__getitem__)
+        for cluster in ordered:
+            cluster.order = [self.find(x) for x in cluster.order]
+            cluster.parallel = [self.find(x) for x in cluster.parallel]
+            cluster.inner = [self.find(x) for x in cluster.inner]
+        return ordered
+
+
+def _positions(items: Sequence[T], after: Mapping[T, Sequence[T]]) -> dict[T, int]:
+    """Topological positions; among those that are ready, the one that stands first in `items`."""
+    numbers = {item: i for i, item in enumerate(items)}
+    waiting = dict.fromkeys(items, 0)
+    for item in items:
+        for later in set(after[item]):
+            waiting[later] += 1
+    ready = [numbers[item] for item in items if waiting[item] == 0]
+    heapq.heapify(ready)
+    positions: dict[T, int] = {}
+    while ready:
+        item = items[heapq.heappop(ready)]
+        positions[item] = len(positions)
+        for later in set(after[item]):
+            waiting[later] -= 1
+            if waiting[later] == 0:
+                heapq.heappush(ready, numbers[later])
+    if len(positions) != len(items):
+        raise VerifyError("the order in which state is read and written has a cycle")
+    return positions
+
+
+def _common_order(first: list[Label], second: list[Label]) -> list[Label] | None:
+    """A sequence that has both as subsequences, where one of them is a subsequence of the other."""
+    long, short = (first, second) if len(first) >= len(second) else (second, first)
+    remaining = iter(long)
+    return long if all(label in remaining for label in short) else None

@@ -1,0 +1,469 @@
+"""Lowers clusters to kernels: decides where values lie in memory and assembles the KernelProgram.
+
+    storage of a computed node:  the Variable it updates | the output it is | a temporary
+    a result that chunks add up: a slot per chunk, combined by its only reader if that runs over the
+                                 same elements (or if the result is a scalar), else by a kernel of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from graphc.errors import LoweringError
+from graphc.ir.access import Label, Labels, Read, is_view
+from graphc.ir.fuse import Cluster, Clustering
+from graphc.ir.graph import Graph, Node, Operand
+from graphc.ir.kernels import (
+    Affine,
+    Assign,
+    Buffer,
+    Cast,
+    Check,
+    Combine,
+    Const,
+    Expr,
+    ExtentValue,
+    For,
+    Index,
+    Kernel,
+    KernelProgram,
+    Let,
+    Load,
+    Ref,
+    Stmt,
+    Storage,
+    Store,
+    Var,
+    prim,
+)
+from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, within
+from graphc.ir.scalar import combine_identity
+from graphc.ir.types import Extent, Guard, TensorType, dim, int64
+
+
+def lower(graph: Graph, clustering: Clustering, guards: Iterable[Guard] = ()) -> KernelProgram:
+    """Kernels in launch order, not yet scheduled. Raises LoweringError for an op that has no lowering."""
+    return Lowering(graph, clustering).run(tuple(guards))
+
+
+class Lowering:
+    """State shared by the nests of one program: storages, and who reads what."""
+
+    def __init__(self, graph: Graph, clustering: Clustering) -> None:
+        self.graph = graph
+        self.clustering = clustering
+        self.reader = clustering.reader
+        self.storages: dict[str, Storage] = {}
+        self.kernels: list[Kernel] = []
+        self._reads: dict[Node, list[Read]] = {}
+        self._cluster_of = {n: c for c in clustering.clusters for n in c.nodes}
+        self._external: dict[Node, set[Cluster]] = {}
+        self._names: dict[Node, list[str]] = {}
+        self._partials: dict[Node, tuple[str, TensorType]] = {}  # slots, one per chunk
+        self._row_storages: dict[str, TensorType] = {}
+        self._counter = 0
+        for node in self.reader.computed:
+            for read in self.reads(node):
+                source = read.terminal.node
+                if self._cluster_of.get(source) is not self._cluster_of[node]:
+                    self._external.setdefault(source, set()).add(self._cluster_of[node])
+        self._name_leaves()
+        self._name_results()
+
+    # ----------------------------------------------------------------------------- labels, readers
+
+    def _find(self, labels: Labels) -> Labels:
+        mapping = self.clustering.labels
+        return tuple(None if label is None else mapping.get(label, label) for label in labels)
+
+    def out_labels(self, node: Node) -> Labels:
+        return self._find(self.reader.out_labels[node])
+
+    def reduced_labels(self, node: Node) -> tuple[Label, ...]:
+        return tuple(x for x in self._find(self.reader.reduced_labels[node]) if x is not None)
+
+    def operand_labels(self, node: Node, position: int) -> Labels | None:
+        labels = self.reader.operand_labels(node, position)
+        return None if labels is None else self._find(labels)
+
+    def extent_of(self, label: Label) -> Extent:
+        return self.clustering.extents[label]
+
+    def reads(self, node: Node) -> list[Read]:
+        if node not in self._reads:
+            self._reads[node] = list(self.reader.reads(node))
+        return self._reads[node]
+
+    def is_computed(self, node: Node) -> bool:
+        return node in self._cluster_of and node.op.family != "effect"
+
+    # ----------------------------------------------------------------------------------- storages
+
+    def _add(self, storage: Storage) -> str:
+        self.storages[storage.name] = storage
+        return storage.name
+
+    def _name_leaves(self) -> None:
+        for node in self.graph.nodes():
+            type = node.types[0]
+            if node.name == "input":
+                self._names[node] = [self._add(Storage(node.attrs["name"], type, "input"))]
+            elif node.name == "parameter":
+                variable = node.variable
+                self._names[node] = [self._add(Storage(variable.name, type, "state", variable=variable))]
+            elif node.name == "constant":
+                data = node.attrs["data"]
+                self._names[node] = [self._add(Storage(f"const.d{data.digest}", type, "constant", data=data))]
+
+    def _name_results(self) -> None:
+        """Updates live in their Variable, outputs in a storage that is handed out, the rest in temporaries."""
+        for variable, operand in self.graph.updates.items():
+            if variable.name not in self.storages:
+                self._add(Storage(variable.name, variable.type, "state", variable=variable))
+            self._names.setdefault(operand.node, []).append(variable.name)
+        for label, operand in self.graph.outputs.items():
+            name = self._add(Storage(f"out.{label}", operand.type, "output"))
+            self._names.setdefault(operand.node, []).append(name)
+
+    def temporary(self, type: TensorType) -> str:
+        self._counter += 1
+        return self._add(Storage(f"tmp.t{self._counter}", type, "temporary"))
+
+    def needs_memory(self, node: Node) -> bool:
+        """Whether something outside a node's cluster reads it."""
+        return node in self._names or node in self._external
+
+    def storages_of(self, node: Node) -> list[str]:
+        """Where a node's value lies; a temporary is made on first demand."""
+        if node not in self._names:
+            self._names[node] = [self.temporary(node.types[0])]
+        return self._names[node]
+
+    def add_row_storage(self, nest: Nest, name: str, type: TensorType) -> None:
+        chunks: Extent = dim(f"{nest.name}.chunks") if nest.chunk_label is not None else 1
+        full = TensorType(type.dtype, (chunks, *type.shape))
+        storage = self.temporary(full)
+        nest.buffers[(storage, full.shape)] = Buffer(name, storage, full, "inout")
+        self._row_storages[f"{nest.name}/{name}"] = full
+
+    def has_row_storage(self, nest: Nest, name: str) -> bool:
+        return f"{nest.name}/{name}" in self._row_storages
+
+    def accumulator_of(self, nest: Nest, node: Node) -> tuple[str, TensorType, bool]:
+        """Where a result reduced over parallel labels is added up: (storage, type, has a slot per chunk)."""
+        type = node.types[0]
+        if nest.chunk_label is None or nest.chunk_label in self.out_labels(node):
+            return self.storages_of(node)[0], type, False
+        if node not in self._partials:
+            slots = TensorType(type.dtype, (dim(f"{nest.name}.chunks"), *type.shape))
+            self._partials[node] = (self.temporary(slots), slots)
+        storage, slots = self._partials[node]
+        return storage, slots, True
+
+    # -------------------------------------------------------------------------------------- loads
+
+    def load(self, nest: Nest, operand: Operand, index: Index) -> Expr:
+        """Loads an operand that lies in memory, through the shape under which it is read."""
+        node = operand.node
+        while node.name == "reshape":
+            node = node.inputs[0].node
+        if node in self._partials and node not in self._names:
+            return self._combined(nest, node, index)
+        storage = self.storages_of(node)[0]
+        buffer = nest.buffer(storage, operand.type, "in")
+        return nest.hoisted((storage, operand.shape, index), Load(buffer, index, operand.dtype), index)
+
+    def _combined(self, nest: Nest, node: Node, index: Index) -> Expr:
+        """Combines the slots that the chunks of an earlier kernel left, in their order."""
+        storage, slots = self._partials[node]
+        key = ("combined", node, index)
+        if key in nest.row_memo:
+            return nest.row_memo[key]
+        dtype = slots.dtype
+        combine = COMBINE_OF[node.name]
+        name, axis = nest.fresh("acc"), nest.fresh("c")
+        buffer = nest.buffer(storage, slots, "in")
+        names = {n for affine in index for n in affine.names}
+        depth = max((nest.depth_of[n] for n in names), default=0)
+        part = Load(buffer, (Affine.of(axis), *index), dtype)
+        nest.regions[depth] += [
+            Var(name, dtype, Const(combine_identity(combine, dtype), dtype)),
+            For(axis, slots.shape[0], (Combine(name, combine, part),)),
+        ]
+        nest.row_memo[key] = Ref(name, dtype)
+        return nest.row_memo[key]
+
+    # -------------------------------------------------------------------------------- moving nodes
+
+    def moved(self, nest: Nest, node: Node, index: Index) -> Expr:
+        """pad, concat, gather, pick: reads of memory at other indices than the node's own."""
+        match node.name:
+            case "gather":
+                axis = node.attrs["axis"]
+                rank = len(node.inputs[1].shape)
+                name = self._index_name(nest, node.inputs[1], index[axis : axis + rank])
+                return nest.pull(node.inputs[0], (*index[:axis], Affine.of(name), *index[axis + rank :]))
+            case "pick":
+                axis = node.attrs["axis"]
+                name = self._index_name(nest, node.inputs[1], index)
+                return nest.pull(node.inputs[0], (*index[:axis], Affine.of(name), *index[axis:]))
+            case "pad":
+                return self._padded(nest, node, index)
+            case "concat":
+                return self._concatenated(nest, node, index)
+        raise LoweringError(f"{node!r} cannot be lowered")
+
+    def _index_name(self, nest: Nest, operand: Operand, index: Index) -> str:
+        """Names the integer scalar that a gather goes through."""
+        value = nest.pull(operand, index)
+        where = nest.sweep if nest.sweep is not None else nest.regions[nest.row]
+        name = nest.fresh("at")
+        where.append(Let(name, nest.shared(value, where)))
+        return name
+
+    def _padded(self, nest: Nest, node: Node, index: Index) -> Expr:
+        source, low = node.inputs[0], node.attrs["low"]
+        inner, conditions = [], []
+        for axis, affine in enumerate(index):
+            inner.append(affine + (low[axis] * -1))
+            if low[axis] != 0 or node.attrs["high"][axis] != 0:
+                conditions.append(within(inner[-1], 0, source.shape[axis]))
+        dtype = source.dtype
+        fill = Const(dtype.numpy.type(node.attrs["value"]).item(), dtype)
+        value = nest.pull(source, tuple(inner))
+        return guarded(value, conjunction(conditions), fill) if conditions else value
+
+    def _concatenated(self, nest: Nest, node: Node, index: Index) -> Expr:
+        axis = node.attrs["axis"]
+        dtype = node.types[0].dtype
+        result: Expr = Const(dtype.numpy.type(0).item(), dtype)
+        start: Extent = 0
+        for operand in node.inputs:
+            shifted = index[axis] + (start * -1)
+            inside = within(shifted, 0, operand.shape[axis])
+            value = nest.pull(operand, (*index[:axis], shifted, *index[axis + 1 :]))
+            part = guarded(value, inside, Const(dtype.numpy.type(0).item(), dtype))
+            result = part if start == 0 else prim("select", inside, part, result)
+            start = start + operand.shape[axis]
+        return result
+
+    # ------------------------------------------------------------------------------------ kernels
+
+    def run(self, guards: tuple[Guard, ...]) -> KernelProgram:
+        for cluster in self.clustering.clusters:
+            node = cluster.nodes[0]
+            name = f"k{len(self.kernels)}"
+            if node.op.family == "effect":
+                self.kernels.append(self._check_kernel(cluster, name))
+            elif node.op.family == "scan":
+                self.kernels.append(self._scan_kernel(cluster, name))
+            elif node.name == "scatter_add":
+                self.kernels.append(self._scatter_kernel(cluster, name))
+            else:
+                self._lower_nest(cluster, name)
+        outputs = {
+            label: (f"out.{label}", operand.type) for label, operand in self.graph.outputs.items()
+        }
+        used = {b.storage for k in self.kernels for b in k.buffers}
+        storages = {n: s for n, s in self.storages.items() if n in used or s.kind in ("input", "output")}
+        return KernelProgram(
+            storages, tuple(self.kernels), outputs, guards, tuple(self.clustering.decisions)
+        )
+
+    def origin_of(self, cluster: Cluster) -> str:
+        merged = self.graph.origin(cluster.nodes[0])
+        for node in cluster.nodes:
+            merged = merged.merge(self.graph.origin(node))
+        names = dict.fromkeys(node.name for node in cluster.nodes)
+        return " ".join([", ".join(names), *sorted(merged.sites)])
+
+    def chunk_label(self, cluster: Cluster) -> Label | None:
+        """The axis that is cut into chunks: the first long one, so that each chunk reads whole rows.
+
+        A product with few rows is cut along its columns.
+        """
+        if not cluster.parallel:
+            return None
+        extents = {label: self.extent_of(label) for label in cluster.parallel}
+        last = extents[cluster.parallel[-1]]
+        for label, extent in extents.items():
+            if not isinstance(extent, int):
+                return label
+            if extent > 32 or not isinstance(last, int) or (extent >= 8 and last < 8 * extent):
+                return label
+        return max(extents, key=lambda label: extents[label])
+
+    def _lower_nest(self, cluster: Cluster, name: str) -> None:
+        nest = Nest(self, cluster, name, self.chunk_label(cluster))
+        body = nest.body()
+        form = "map"
+        if cluster.contract is not None:
+            form = "contract"
+        elif any(node.op.family == "reduce" for node in cluster.nodes):
+            form = "rows" if cluster.inner else "columns"
+        elif any(node.op.family == "move" for node in cluster.nodes):
+            form = "move"
+        self.kernels.append(self._kernel(nest, cluster, form, body))
+        for node in cluster.nodes:
+            if node in self._partials:
+                self._combine_slots(node)
+
+    def _kernel(self, nest: Nest, cluster: Cluster, form: str, body: tuple[Stmt, ...]) -> Kernel:
+        chunked = nest.parallel[0] if nest.parallel else None
+        return Kernel(
+            nest.name,
+            form,
+            tuple(nest.buffers.values()),
+            body,
+            chunk_axis=chunked.axis if chunked else "",
+            chunk_extent=chunked.extent if chunked else 1,
+            origin=self.origin_of(cluster),
+        )
+
+    def _combine_slots(self, node: Node) -> None:
+        """Leaves the slots to their reader where that costs nothing, else adds a kernel that combines them."""
+        readers = self._external.get(node, set())
+        is_scalar = all(label is None for label in self.out_labels(node))
+        if node not in self._names and (is_scalar or self._reader_spans(node, readers)):
+            return
+        storage, slots = self._partials.pop(node)
+        name = f"k{len(self.kernels)}"
+        shape = node.types[0].shape
+        dtype = slots.dtype
+        combine = COMBINE_OF[node.name]
+        axes = [f"a{n}" for n in range(len(shape))]
+        index = tuple(Affine.of(a) for a in axes)
+        part = Load(storage, (Affine.of("c"), *index), dtype)
+        body: tuple[Stmt, ...] = (
+            Var("acc", dtype, Const(combine_identity(combine, dtype), dtype)),
+            For("c", slots.shape[0], (Combine("acc", combine, part),)),
+            *(Store(target, index, Ref("acc", dtype)) for target in self.storages_of(node)),
+        )
+        for axis, extent in reversed(list(zip(axes, shape, strict=True))):
+            body = (For(axis, extent, body, chunked=axis == axes[0]),)
+        buffers = (
+            Buffer(storage, storage, slots, "in"),
+            *(Buffer(target, target, node.types[0], "out") for target in self.storages_of(node)),
+        )
+        origin = f"combine {node.name} " + " ".join(sorted(self.graph.origin(node).sites))
+        self.kernels.append(
+            Kernel(name, "columns", buffers, body, axes[0] if axes else "", shape[0] if axes else 1, origin=origin)
+        )
+
+    def _reader_spans(self, node: Node, readers: set[Cluster]) -> bool:
+        """Whether the one cluster that reads a result runs over just its elements, aligned."""
+        if len(readers) != 1:
+            return False
+        (reader,) = readers
+        spans: set[Label] = set()
+        for consumer in reader.nodes:
+            for read in self.reads(consumer):
+                if read.terminal.node is not node:
+                    continue
+                if read.labels is None:
+                    return False
+                spans = {label for label in self._find(read.labels) if label is not None}
+                own = [label for label in self.out_labels(node) if label is not None]
+                if len(spans) != len(own) or not self._is_direct(consumer, node):
+                    return False
+        return bool(spans) and not reader.inner and spans == set(reader.parallel)
+
+    def _is_direct(self, consumer: Node, node: Node) -> bool:
+        """Whether a node reads another without a reshape in between."""
+        stack = [operand.node for operand in consumer.inputs]
+        while stack:
+            current = stack.pop()
+            if current.name == "reshape" and any(
+                read.terminal.node is node for read in self.reader.resolve(current.inputs[0], None)
+            ):
+                return False
+            if is_view(current) or (current is not node and self.reader.is_inline(current)):
+                stack.extend(operand.node for operand in current.inputs)
+        return True
+
+    def _check_kernel(self, cluster: Cluster, name: str) -> Kernel:
+        """Compares every index with its bound; the first bad one fails the step."""
+        node = cluster.nodes[0]
+        nest = Nest(self, cluster, name, cluster.parallel[0] if cluster.parallel else None)
+        index = tuple(nest.index_of(label) for label in self.out_labels(node))
+        value = nest.pull(node.inputs[0], index)
+        row = nest.regions[nest.row]
+        row.append(Let("value", value))
+        named = Ref("value", value.dtype)
+        wide = named if value.dtype == int64 else Cast(named, int64)
+        bound = node.attrs["extent"]
+        limit: Expr = Const(bound, int64) if isinstance(bound, int) else ExtentValue(bound)
+        inside = prim("and", prim("ge", wide, Const(0, int64)), prim("lt", wide, limit))
+        position = Affine()
+        stride: Extent = 1
+        for affine, extent in reversed(list(zip(index, node.types[0].shape, strict=True))):
+            position = position + affine.scale(stride)
+            stride = stride * extent
+        row.append(Check(inside, position))
+        kernel = self._kernel(nest, cluster, "check", nest.wrapped(tuple(row)))
+        return Kernel(
+            kernel.name, "check", kernel.buffers, kernel.body, kernel.chunk_axis, kernel.chunk_extent,
+            origin=f"{node.attrs['what']}: {kernel.origin}",
+        )  # fmt: skip
+
+    def _scan_kernel(self, cluster: Cluster, name: str) -> Kernel:
+        """cumsum: the running sum is carried along the axis, in order."""
+        node = cluster.nodes[0]
+        nest = Nest(self, cluster, name, self.chunk_label(cluster))
+        axis = node.attrs["axis"]
+        labels = self.out_labels(node)
+        index = tuple(nest.index_of(label) for label in labels)
+        if node.attrs["reverse"]:
+            last = node.types[0].shape[axis] + -1
+            index = (*index[:axis], index[axis].scale(-1) + last, *index[axis + 1 :])
+        dtype = node.types[0].dtype
+        row = nest.regions[nest.row]
+        row.append(Var("total", dtype, Const(dtype.numpy.type(0).item(), dtype)))
+        nest.sweep = []
+        value = nest.pull(node.inputs[0], index)
+        nest.sweep.append(Assign("total", prim("add", Ref("total", dtype), value)))
+        for storage in self.storages_of(node):
+            nest.sweep.append(
+                Store(nest.buffer(storage, node.types[0], "out"), index, Ref("total", dtype))
+            )
+        statements: tuple[Stmt, ...] = tuple(nest.sweep)
+        nest.sweep = None
+        for loop in reversed(nest.inner):
+            statements = (For(loop.axis, loop.extent, statements),)
+        row.extend(statements)
+        return self._kernel(nest, cluster, "rows", nest.wrapped(tuple(row)))
+
+    def _scatter_kernel(self, cluster: Cluster, name: str) -> Kernel:
+        """Adds rows of updates at indices. Each chunk owns its columns, so no two ever meet."""
+        node = cluster.nodes[0]
+        axis = node.attrs["axis"]
+        indices, updates = node.inputs
+        labels = self.out_labels(node)
+        scattered = labels[axis]
+        free = [label for position, label in enumerate(labels) if position != axis and label is not None]
+        # The scattered axis is not a loop of the nest, but cleared and then addressed through indices.
+        solo = Cluster(cluster.nodes, free, parallel=free, inner=[])
+        nest = Nest(self, solo, name, self.chunk_label(solo))
+        index = [Affine() if label is None or label == scattered else nest.index_of(label) for label in labels]
+        rank = len(indices.shape)
+        inner = [f"s{n}" for n in range(rank)]
+        at = tuple(Affine.of(a) for a in inner)
+        dtype = node.types[0].dtype
+        zero = Const(dtype.numpy.type(0).item(), dtype)
+        row = nest.regions[nest.row]
+        clear = "z"
+        position = nest.pull(indices, at)
+        value = nest.pull(updates, (*index[:axis], *at, *index[axis + 1 :]))
+        for storage in self.storages_of(node):
+            target = nest.buffer(storage, node.types[0], "inout")
+            cleared = (*index[:axis], Affine.of(clear), *index[axis + 1 :])
+            row.append(For(clear, node.types[0].shape[axis], (Store(target, cleared, zero),)))
+            added = (*index[:axis], Affine.of("at"), *index[axis + 1 :])
+            body: tuple[Stmt, ...] = (Let("at", position), Store(target, added, value, "sum"))
+            for a, extent in reversed(list(zip(inner, indices.shape, strict=True))):
+                body = (For(a, extent, body),)
+            row.extend(body)
+        return self._kernel(nest, solo, "move", nest.wrapped(tuple(row)))
+
+
+

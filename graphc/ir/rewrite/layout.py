@@ -1,0 +1,39 @@
+"""Lays out the operands of contractions so that vectors run along memory."""
+
+from __future__ import annotations
+
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.ops.contract import split_spec
+
+
+def lay_out(graph: Graph) -> Graph:
+    """Copies an operand of a contraction whose vectors would run across memory into the order they need.
+
+    The lanes of a contraction run along the last axis of its result. The operand that has this axis is
+    read in whole vectors only if it is that operand's last one too; a transposing copy costs one pass
+    over the operand, a strided access in the innermost loop one per row of the result.
+
+    Needs transposes folded into specs (else the copy would be of a view). Guarantees that the operand
+    with the result's last letter has it last, unless that axis has an extent of 1.
+    """
+
+    def rule(builder: GraphBuilder, node: Node, inputs: tuple[Operand, ...]) -> list[Operand] | None:
+        if node.name != "contract":
+            return None
+        left, right, result = split_spec(node.attrs["spec"])
+        if not result or node.types[0].shape[-1] == 1:
+            return None
+        letters, operands = [left, right], list(inputs)
+        for position in (0, 1):
+            order = letters[position]
+            if result[-1] not in order or order[-1] == result[-1]:
+                continue
+            wanted = order.replace(result[-1], "") + result[-1]
+            turned = builder.transpose(operands[position], [order.index(letter) for letter in wanted])
+            operands[position] = builder("copy", turned)
+            letters[position] = wanted
+        if letters == [left, right]:
+            return None
+        return [builder("contract", *operands, spec=f"{letters[0]},{letters[1]}->{result}")]
+
+    return rebuild(graph, rule, "lay_out")

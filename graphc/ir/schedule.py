@@ -1,0 +1,276 @@
+"""Schedules kernels: which axis is vectorised, what is unrolled and jammed, how dear an iteration is.
+
+The vector axis is the one along which most accesses run contiguously, weighted by how often they are
+executed. A contraction whose lanes lie along its last parallel axis becomes a register tile of rows by
+vectors; one whose lanes lie along the contracted axis (a dot product) a tile of several products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from graphc.ir.collapse import collapse
+from graphc.ir.fuse import EXPENSIVE
+from graphc.ir.kernels import (
+    Affine,
+    Assign,
+    Body,
+    Cast,
+    Check,
+    Combine,
+    Expr,
+    For,
+    Index,
+    Kernel,
+    KernelProgram,
+    Load,
+    Prim,
+    Stmt,
+    Store,
+    Temp,
+    Var,
+    contiguous_strides,
+    exprs_of,
+    map_stmts,
+    walk_expr,
+    walk_stmts,
+)
+from graphc.ir.types import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What scheduling has to know of a target: vector width in bytes, and its register tile."""
+
+    vector_bytes: int = 32
+    tile_rows: int = 6
+    tile_vectors: int = 2
+
+
+def schedule(program: KernelProgram, machine: Machine) -> KernelProgram:
+    """Sets tiles, vectors, granules and costs of all kernels; their meaning stays the same."""
+    kernels = tuple(schedule_kernel(collapse(kernel), machine) for kernel in program.kernels)
+    return replace(program, kernels=kernels)
+
+
+def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
+    """One kernel with its schedule."""
+    lanes = max(machine.vector_bytes // _widest(kernel), 2)
+    axis = _vector_axis(kernel)
+    tiles: dict[str, int] = {}
+    if axis:
+        extents = {s.axis: s.extent for s in walk_stmts(kernel.body) if isinstance(s, For)}
+        if kernel.form == "contract":
+            tiles = _contract_tiles(kernel, axis, extents, lanes, machine)
+        else:
+            tiles = {axis: _vectors(extents[axis], lanes, 2 if _is_dear(kernel) else 4)}
+
+    def rule(stmt: Stmt) -> Body | None:
+        if isinstance(stmt, For) and stmt.axis in tiles:
+            return (replace(stmt, tile=tiles[stmt.axis], vector=stmt.axis == axis),)
+        return None
+
+    body = map_stmts(kernel.body, stmt_rule=rule)
+    granule = 1
+    if kernel.chunk_axis in tiles:
+        granule = tiles[kernel.chunk_axis] * (lanes if kernel.chunk_axis == axis else 1)
+    cost = _cost(_chunk_bodies(body, kernel.chunk_axis), lanes if axis else 1, axis)
+    return replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
+
+
+def _widest(kernel: Kernel) -> int:
+    dtypes = {buffer.type.dtype for buffer in kernel.buffers}
+    for stmt in walk_stmts(kernel.body):
+        for expr in exprs_of(stmt):
+            dtypes |= {part.dtype for part in walk_expr(expr) if isinstance(part, (Prim, Cast))}
+    floats = [dtype.itemsize for dtype in dtypes if dtype.is_float]
+    return max([*(floats or [dtype.itemsize for dtype in dtypes]), 4])
+
+
+def _is_dear(kernel: Kernel) -> bool:
+    return any(
+        isinstance(part, Prim) and part.name in EXPENSIVE
+        for stmt in walk_stmts(kernel.body)
+        for expr in exprs_of(stmt)
+        for part in walk_expr(expr)
+    )
+
+
+def _vectors(extent: Extent, lanes: int, most: int) -> int:
+    return max(min(most, -(-extent // lanes)), 1) if isinstance(extent, int) else most
+
+
+# ------------------------------------------------------------------------------------- the vector axis
+
+
+def _vector_axis(kernel: Kernel) -> str:
+    """The axis whose lanes run contiguously through most accesses; '' if none may be vectorised."""
+    if kernel.form == "check":
+        return ""
+    scores: dict[str, float] = {}
+    _score(kernel, kernel.body, {}, 1.0, scores)
+    allowed = {a: s for a, s in scores.items() if s > 0 and _may_vectorise(kernel, kernel.body, a)}
+    return max(allowed, key=lambda a: allowed[a]) if allowed else ""
+
+
+def _score(
+    kernel: Kernel, body: Body, open_axes: dict[str, Extent], weight: float, scores: dict[str, float]
+) -> None:
+    for stmt in body:
+        if isinstance(stmt, For):
+            scores.setdefault(stmt.axis, 0.0)
+            trips = float(stmt.extent) if isinstance(stmt.extent, int) else 256.0
+            if trips < 2:
+                scores[stmt.axis] -= 1.0
+            _score(kernel, stmt.body, {**open_axes, stmt.axis: stmt.extent}, weight * max(trips, 1.0), scores)
+            continue
+        if isinstance(stmt, Store):
+            for axis in open_axes:
+                scores[axis] += 2 * weight * _contiguity(kernel, stmt.target, stmt.index, axis)
+        for expr in exprs_of(stmt):
+            for part in walk_expr(expr):
+                if isinstance(part, Load):
+                    for axis in open_axes:
+                        scores[axis] += weight * _contiguity(kernel, part.source, part.index, axis)
+
+
+def _contiguity(kernel: Kernel, name: str, index: Index, axis: str) -> float:
+    """1 for lanes that lie next to each other, -4 for lanes that need a gather, 0 for one element."""
+    buffer = next((b for b in kernel.buffers if b.name == name), None)
+    if buffer is None:
+        return 1.0 if index and index[-1].coefficient(axis) == 1 else 0.0
+    flat = Affine()
+    for affine, stride in zip(index, contiguous_strides(buffer.type.shape), strict=True):
+        flat = flat + affine.scale(stride)
+    coefficient = flat.coefficient(axis)
+    if coefficient == 0:
+        return 0.0
+    return 1.0 if coefficient == 1 else -4.0
+
+
+def _may_vectorise(kernel: Kernel, body: Body, axis: str) -> bool:
+    """Whether lanes of an axis are independent but for reductions, and no local array lies inside."""
+    for stmt in walk_stmts(body):
+        if not (isinstance(stmt, For) and stmt.axis == axis):
+            continue
+        inside = list(walk_stmts(stmt.body))
+        if any(isinstance(s, (Temp, Check)) for s in inside):
+            return False
+        if any(isinstance(s, For) and s.axis == axis for s in inside):
+            return False
+        declared = {s.name for s in inside if isinstance(s, Var)}
+        if any(isinstance(s, Assign) and s.name not in declared for s in inside):
+            return False
+        for store in (s for s in inside if isinstance(s, Store)):
+            lanes_differ = any(axis in affine.names for affine in store.index)
+            if not lanes_differ and not store.combine:
+                return False
+            if store.combine and _gathers_lanes(store.index, inside, axis):
+                return False
+    return True
+
+
+def _gathers_lanes(index: Index, inside: list[Stmt], axis: str) -> bool:
+    """Whether an accumulation goes through an index that may be the same in two lanes."""
+    axes = {s.axis for s in inside if isinstance(s, For)} | {axis}
+    lets = {s.name for s in inside if hasattr(s, "expr") and hasattr(s, "name")}
+    scalars = {n for affine in index for n in affine.names if n in lets and n not in axes}
+    return bool(scalars) and not any(axis in affine.names for affine in index)
+
+
+# ---------------------------------------------------------------------------------- contraction tiles
+
+
+def _contract_tiles(
+    kernel: Kernel, axis: str, extents: dict[str, Extent], lanes: int, machine: Machine
+) -> dict[str, int]:
+    """The register tile: vectors along `axis`, rows along the nearest other axis of the result."""
+    parallel = _result_axes(kernel)
+    budget = machine.tile_rows * machine.tile_vectors
+    if axis not in parallel:
+        # Dot products: one vector accumulator each for a tile of results.
+        rows = {a: t for a, t in zip(reversed(parallel), (2, 4), strict=False) if extents[a] != 1}
+        return {axis: 1, **{a: _divisor(extents[a], t) for a, t in rows.items()}}
+    extent = extents[axis]
+    vectors = machine.tile_vectors
+    if isinstance(extent, int):
+        needed = -(-extent // lanes)
+        vectors = needed if needed <= machine.tile_vectors + 1 else machine.tile_vectors
+    others = [a for a in parallel if a != axis]
+    if not others:
+        return {axis: min(4, max(vectors, 1))}
+    rows = budget // vectors
+    return {axis: vectors, others[-1]: _row_tile(extents[others[-1]], rows, vectors)}
+
+
+def _result_axes(kernel: Kernel) -> list[str]:
+    """The axes around the accumulation of the product, outermost first, the chunk axis included."""
+    found: list[list[str]] = [[]]
+
+    def walk(body: Body, axes: list[str]) -> None:
+        declared = {stmt.name for stmt in body if isinstance(stmt, Var)}
+        for stmt in body:
+            if isinstance(stmt, For):
+                if any(isinstance(s, Combine) and s.name in declared for s in walk_stmts(stmt.body)):
+                    found.append(axes)
+                walk(stmt.body, [*axes, stmt.axis])
+
+    walk(kernel.body, [])
+    return max(found, key=len)
+
+
+def _row_tile(extent: Extent, rows: int, vectors: int) -> int:
+    """Rows of a tile: as many as registers allow, or a number that leaves a cheaper remainder.
+
+    A tile step costs its multiply-adds or, for small tiles, their latency: max(rows * vectors, 8).
+    """
+    if not isinstance(extent, int):
+        return rows
+
+    def cost(tile: int) -> int:
+        full, rest = divmod(extent, tile)
+        return full * max(tile * vectors, 8) + rest * max(vectors, 8)
+
+    return min(range(max(min(rows, extent), 1), 0, -1), key=cost)
+
+
+def _divisor(extent: Extent, most: int) -> int:
+    return min(most, extent) if isinstance(extent, int) else most
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+_PICOSECONDS = {"exp": 800, "log": 900, "tanh": 1100, "sigmoid": 1100, "pow": 8000, "sin": 2500, "cos": 2500}
+
+
+def _chunk_bodies(body: Body, axis: str) -> list[Body]:
+    if not axis:
+        return [body]
+    return [s.body for s in walk_stmts(body) if isinstance(s, For) and s.axis == axis and s.chunked]
+
+
+def _cost(bodies: Iterable[Body], lanes: int, vector_axis: str, inside: bool = False) -> Extent:
+    """Rough picoseconds of one run of some statements, on one core."""
+    total: Extent = 0
+    for body in bodies:
+        for stmt in body:
+            if isinstance(stmt, For):
+                one = _cost([stmt.body], lanes, vector_axis, inside or stmt.axis == vector_axis)
+                total = total + one * stmt.extent
+            else:
+                work = sum(_expr_cost(e) for e in exprs_of(stmt)) + 100
+                total = total + max(work // (lanes if vector_axis else 1), 1)
+    return total
+
+
+def _expr_cost(expr: Expr) -> int:
+    cost = 0
+    for part in walk_expr(expr):
+        if isinstance(part, Prim):
+            cost += _PICOSECONDS.get(part.name, 2000 if part.name in EXPENSIVE else 100) * (
+                8 if part.name in _PICOSECONDS else 1
+            )
+        elif isinstance(part, Load):
+            cost += 150
+    return cost

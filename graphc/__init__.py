@@ -6,9 +6,9 @@ import graphc as gx
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graphc import init, nn, optim
+from graphc import init
 from graphc.dsl import Tensor, constant, dim, input, param
 from graphc.errors import (
     DeclarationError,
@@ -81,7 +81,6 @@ from graphc.functions import (
 from graphc.functions import absolute as abs
 from graphc.functions import negative as neg
 from graphc.functions import power as pow
-from graphc.gradients import grad, jvp
 from graphc.init import seed
 from graphc.init import seed as manual_seed
 from graphc.ir.types import bool_, float32, float64, int32, int64, uint8
@@ -139,14 +138,20 @@ from graphc.shaping import (
     zeros_like,
 )
 
+if TYPE_CHECKING:
+    from graphc import nn, optim
+    from graphc.gradients import grad, jvp
+
 __version__ = "0.1.0"
 newaxis = None
 
-# Loaded when first used, so that `import graphc` brings in neither llvmlite nor networkx.
+# Loaded when first used: `import graphc` is quick, and brings in neither llvmlite nor networkx.
 _LATE = {
     "Executable": "graphc.executable",
     "check_gradients": "graphc.check",
     "compile": "graphc.pipeline",
+    "grad": "graphc.gradients",
+    "jvp": "graphc.gradients",
     "parse": "graphc.parse",
     "set_num_threads": "graphc.pipeline",
 }
@@ -296,6 +301,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("nn", "optim"):
+        return import_module(f"graphc.{name}")
     if name not in _LATE:
         raise AttributeError(f"module 'graphc' has no attribute {name!r}")
     value = getattr(import_module(_LATE[name]), name)
@@ -304,4 +311,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    return sorted({*globals(), *_LATE, "nn", "optim"})

@@ -117,11 +117,11 @@ def _resolve_slice(item: slice, extent: Extent) -> tuple[Extent, int, Extent]:
         raise ShapeError("the step of a slice cannot be zero")
     bounds = (item.start, item.stop)
     if isinstance(extent, int) and not any(isinstance(b, SymbolicExtent) for b in bounds):
-        start, stop, _ = item.indices(extent)
-        return (start, step, len(range(start, stop, step))) if start != stop else (0, 1, 0)
+        elements = range(*item.indices(extent))
+        return (elements.start, step, len(elements)) if elements else (0, 1, 0)
     first, last = (0, extent) if step > 0 else (extent - 1, -1)
-    start = first if item.start is None else _resolve_bound(item.start, extent)
-    stop = last if item.stop is None else _resolve_bound(item.stop, extent)
+    start: Extent = first if item.start is None else _resolve_bound(item.start, extent)
+    stop: Extent = last if item.stop is None else _resolve_bound(item.stop, extent)
     distance = stop - start if step > 0 else start - stop
     count = ceildiv(distance, abs(step))
     return start, step, max(count, 0) if isinstance(count, int) else count

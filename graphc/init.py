@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from graphc.ir.types import TensorType
 
 Array = np.ndarray[Any, Any]
-Initializer = Callable[[np.random.Generator, tuple[int, ...]], Any]
+# f(rng: np.random.Generator, shape) -> array. Named in full it would load numpy.random at import.
+Initializer = Callable[..., Any]
 
 _seed = 0
 _on_seed: list[Callable[[], None]] = []

@@ -126,7 +126,8 @@ class Adam(Optimizer):
         step_size = ctx.lr / _bias_correction(first, ctx.step)
         scale = functions.sqrt(_bias_correction(second, ctx.step))
         denominator: Tensor = functions.sqrt(square) / scale + ctx["eps"]
-        return param - step_size * (mean / denominator)
+        moved: Tensor = param - step_size * (mean / denominator)
+        return moved
 
 
 def _bias_correction(beta: float, step: Tensor) -> Tensor:

@@ -231,11 +231,23 @@ def test_signed_zeros_are_kept_apart():
         assert np.signbit(y[0]) == (sign == "-")
 
 
+@pytest.mark.parametrize(
+    ("index", "extent", "proven"),
+    [("i", 4, True), ("i", 3, False), ("i - 1", 4, False), ("2*i + 1", 8, True), ("-1*i + 3", 4, True),
+     ("-1*i + 2", 4, False), ("(B - 1)", 4, True), ("n", 4, False), ("i + n", 9, False)],
+)  # fmt: skip
+def test_only_accesses_that_stay_inside_skip_the_check(index, extent, proven):
+    text = f"kernel k map\n  out y: f32[{extent}]\n  let n = 0\n  for i<B>:\n    y[{index}] = 1.0\n"
+    source = kernel_source(parse_kernel(text), {"B": 4})
+    assert ("    bare_y[" in source) == proven and ("    v_y[" in source) != proven
+
+
 def test_the_generated_python_is_plain_loops():
     source = kernel_source(parse_kernel(SUMS), {"B": 4, "k.chunks": 2})
     assert "for v_i in range(first, last):" in source
     assert "for v_j in range(3):" in source
-    compile(source, "source", "exec")
+    # Proven accesses go to the bare array.
+    assert "bare_x[v_i, v_j]" in source and "bare_total[chunk,]" in source
 
 
 PROGRAM = """graphc kernels 1

@@ -31,6 +31,7 @@ from graphc.ir.kernels import (
     Expr,
     ExtentValue,
     For,
+    Index,
     IndexValue,
     Kernel,
     KernelProgram,
@@ -71,28 +72,30 @@ class _OutOfRange(Exception):
 
 
 class CheckedArray:
-    """An array whose every access is checked: one index per axis, each within [0, extent)."""
+    """An array whose every access is checked: one index per axis, each within [0, extent).
 
-    __slots__ = ("_array", "_name")
+    `array` is for accesses that are proven to lie inside when the Python is written."""
+
+    __slots__ = ("_name", "array")
 
     def __init__(self, name: str, array: Array) -> None:
         self._name = name
-        self._array = array
+        self.array = array
 
     def __getitem__(self, index: tuple[int, ...]) -> Any:
-        for at, extent in zip(index, self._array.shape, strict=True):
+        for at, extent in zip(index, self.array.shape, strict=True):
             if not 0 <= at < extent:
                 self._fail(index)
-        return self._array[index]
+        return self.array[index]
 
     def __setitem__(self, index: tuple[int, ...], value: Any) -> None:
-        for at, extent in zip(index, self._array.shape, strict=True):
+        for at, extent in zip(index, self.array.shape, strict=True):
             if not 0 <= at < extent:
                 self._fail(index)
-        self._array[index] = value
+        self.array[index] = value
 
     def _fail(self, index: tuple[int, ...]) -> None:
-        raise _OutOfRange(f"{self._name}{list(index)} is outside the shape {self._array.shape}")
+        raise _OutOfRange(f"{self._name}{list(index)} is outside the shape {self.array.shape}")
 
 
 def poisoned(dtype: DType, shape: Sequence[int]) -> Array:
@@ -116,7 +119,11 @@ class _Writer:
 
     def __init__(self, kernel: Kernel, bindings: Mapping[str, int]) -> None:
         self._bindings = bindings
-        self._axes: frozenset[str] = frozenset()
+        # The least and greatest value of each loop axis in scope.
+        self._axes: dict[str, tuple[int, int]] = {}
+        chunks = bindings.get(f"{kernel.name}.chunks")
+        self._chunk_range = None if chunks is None else (0, chunks - 1)
+        self._shapes = {b.name: _concrete(b.type.shape, bindings) for b in kernel.buffers}
         self._python: dict[str, str] = {}
         self._checks = 0
         self.lines: list[str] = []
@@ -124,7 +131,7 @@ class _Writer:
         self.statements: list[str] = []
         self._emit(0, "def run(chunk, first, last, memory):", "")
         for buffer in kernel.buffers:
-            self._emit(1, f"{self._name(buffer.name)} = memory[{buffer.name!r}]", "")
+            self._declare(1, buffer.name, f"memory[{buffer.name!r}]", "")
         self._body(kernel.body, 1, NO_NAMES)
         if len(self.lines) == 1:
             self._emit(1, "pass", "")
@@ -132,6 +139,13 @@ class _Writer:
     def _emit(self, indent: int, line: str, statement: str) -> None:
         self.lines.append("    " * indent + line)
         self.statements.append(statement)
+
+    def _declare(self, indent: int, name: str, value: str, statement: str) -> None:
+        self._emit(indent, f"{self._name(name)} = {value}", statement)
+        self._emit(indent, f"{self._bare(name)} = {self._name(name)}.array", statement)
+
+    def _bare(self, name: str) -> str:
+        return "bare" + self._name(name).removeprefix("v")
 
     def _name(self, name: str) -> str:
         """A Python identifier of its own for each name of the kernel."""
@@ -155,6 +169,22 @@ class _Writer:
             parts.append(str(offset))
         return " + ".join(parts).replace("+ -", "- ")
 
+    def _is_inside(self, affine: Affine, extent: int) -> bool:
+        """Whether an affine index is proven to lie within [0, extent) wherever it stands."""
+        least = greatest = evaluate(affine.offset, self._bindings)
+        for name, symbolic in affine.terms:
+            bounds = self._chunk_range if name == CHUNK else self._axes.get(name)
+            if bounds is None:
+                return False
+            reached = [evaluate(symbolic, self._bindings) * bound for bound in bounds]
+            least, greatest = least + min(reached), greatest + max(reached)
+        return least >= 0 and greatest < extent
+
+    def _access(self, array: str, index: Index) -> str:
+        """`x[i, j]` on the checked array, or on the bare one where that is proven safe."""
+        proven = all(map(self._is_inside, index, self._shapes[array]))
+        return f"{self._bare(array) if proven else self._name(array)}[{self._index(index)}]"
+
     def _index(self, index: Iterable[Affine]) -> str:
         parts = [self._affine(affine) for affine in index]
         return ", ".join(parts) + "," if len(parts) == 1 else ", ".join(parts) or "()"
@@ -169,7 +199,7 @@ class _Writer:
         if isinstance(expr, ExtentValue):
             return f"int64({evaluate(expr.extent, self._bindings)})"
         if isinstance(expr, Load):
-            load = f"{self._name(expr.source)}[{self._index(expr.index)}]"
+            load = self._access(expr.source, expr.index)
             if expr.guard is None:
                 return load
             fill = "None" if expr.fill is None else _constant(expr.fill)
@@ -188,9 +218,10 @@ class _Writer:
     def _stmt(self, stmt: Stmt, indent: int, scalars: Names) -> None:
         text = format_stmt(stmt, scalars)
         if isinstance(stmt, For):
-            bounds = "first, last" if stmt.chunked else str(evaluate(stmt.extent, self._bindings))
+            extent = evaluate(stmt.extent, self._bindings)
+            bounds = "first, last" if stmt.chunked else str(extent)
             self._emit(indent, f"for {self._name(stmt.axis)} in range({bounds}):", text)
-            outer, self._axes = self._axes, self._axes | {stmt.axis}
+            outer, self._axes = self._axes, {**self._axes, stmt.axis: (0, max(extent - 1, 0))}
             if not stmt.body:
                 self._emit(indent + 1, "pass", text)
             self._body(stmt.body, indent + 1, scalars)
@@ -206,7 +237,8 @@ class _Writer:
         elif isinstance(stmt, Temp):
             shape = tuple(evaluate(extent, self._bindings) for extent in stmt.shape)
             call = f"local({stmt.name!r}, DTYPES[{stmt.dtype.name!r}], {shape})"
-            self._emit(indent, f"{self._name(stmt.name)} = {call}", text)
+            self._shapes[stmt.name] = shape
+            self._declare(indent, stmt.name, call, text)
         elif isinstance(stmt, Check):
             self._emit(indent, f"if not {self._expr(stmt.condition)}:", text)
             self._emit(indent + 1, f"fail({self._checks}, {self._affine(stmt.position)})", text)
@@ -215,7 +247,7 @@ class _Writer:
             self._store(stmt, indent, text)
 
     def _store(self, stmt: Store, indent: int, text: str) -> None:
-        target = f"{self._name(stmt.target)}[{self._index(stmt.index)}]"
+        target = self._access(stmt.target, stmt.index)
         value = self._expr(stmt.expr)
         if stmt.guard is not None:
             # The value is computed whether or not the guard holds, as native code may do.

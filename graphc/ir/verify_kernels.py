@@ -78,8 +78,10 @@ class _Scope:
 class _KernelVerifier:
     """Walks one kernel; `fail` shows the statement that it stands at."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, fresh: frozenset[str] = frozenset()) -> None:
         self.kernel = kernel
+        # Buffers that hold nothing before the kernel stores to them.
+        self._fresh = fresh | {buffer.name for buffer in kernel.buffers if buffer.access == "out"}
         self._at: int | None = None  # ordinal of the current statement; None: the head
         self._ordinal = -1
         self._stored: set[str] = set()
@@ -223,8 +225,8 @@ class _KernelVerifier:
             self.fail(f"a guard of {stmt.guard.dtype}")
         if stmt.combine:
             self._combine(stmt.combine, array.dtype)
-            if array.access == "out" and stmt.target not in self._stored:
-                self.fail(f"buffer {stmt.target} is `out` and is combined into before it is written")
+            if stmt.target in self._fresh - self._stored:
+                self.fail(f"buffer {stmt.target} is combined into before anything writes it")
         self._stored.add(stmt.target)
         if self.kernel.chunk_axis and array.access != "local":
             names = frozenset().union(*(affine.names for affine in stmt.index))
@@ -279,8 +281,8 @@ class _KernelVerifier:
             self.fail(f"{load.source} is no buffer or local array in scope")
         if array.dtype != load.dtype:
             self.fail(f"{load.source} is {array.dtype}, loaded as {load.dtype}")
-        if array.access == "out" and load.source not in self._stored:
-            self.fail(f"buffer {load.source} is `out` and is read before it is written")
+        if load.source in self._fresh - self._stored:
+            self.fail(f"buffer {load.source} is read before anything writes it")
         self._access(load.source, array, load.index, scope)
         if (load.guard is None) != (load.fill is None):
             self.fail(f"a load of {load.source} needs both a guard and a fill, or neither")
@@ -315,9 +317,9 @@ def verify_kernel(kernel: Kernel) -> Kernel:
     """Returns the kernel, or raises VerifyError, whose message shows the text around the problem.
 
     Names are declared before use and unique along their nest; dtypes and ranks agree; `in` buffers are
-    not written and `out` ones not read before they are; a Var that a vectorised loop reduces into is
-    changed by Combine alone and not read there; chunked loops run over the chunk axis, and every store
-    of a chunked kernel belongs to its chunk.
+    not written and `out` ones not read before they are (in the order of the text); a Var that a
+    vectorised loop reduces into is changed by Combine alone and not read there; chunked loops run over
+    the chunk axis, and every store of a chunked kernel belongs to its chunk.
     """
     _KernelVerifier(kernel).run()
     return kernel
@@ -343,9 +345,10 @@ def verify_kernels(program: KernelProgram) -> KernelProgram:
     written = {s.name for s in program.storages.values() if s.kind in ("input", "constant", "state")}
     chunk_dims = {f"{name}.chunks" for name in names}
     for kernel in program.kernels:
-        verifier = _KernelVerifier(kernel)
-        verifier.run()
+        fresh = frozenset(buffer.name for buffer in kernel.buffers if buffer.storage not in written)
+        verifier = _KernelVerifier(kernel, fresh)
         _verify_buffers(program, verifier, written)
+        verifier.run()
         for used in _dims(kernel):
             if used.endswith(".chunks") and used not in chunk_dims:
                 verifier.fail(f"{used} names no kernel of the program")
@@ -370,11 +373,7 @@ def _verify_buffers(program: KernelProgram, verifier: _KernelVerifier, written: 
             verifier.fail(f"buffer {buffer.name} of {buffer.type} views {storage.type}: sizes differ")
         if buffer.access != "in" and storage.kind in ("input", "constant"):
             verifier.fail(f"buffer {buffer.name} writes the {storage.kind} {storage.name}")
-        clears = any(
-            isinstance(s, Store) and s.target == buffer.name and not s.combine
-            for s in walk_stmts(kernel.body)
-        )
-        if buffer.access != "out" and storage.name not in written and not clears:
+        if buffer.access == "in" and storage.name not in written:
             verifier.fail(f"buffer {buffer.name} reads {storage.name} before any kernel writes it")
     written.update(buffer.storage for buffer in kernel.buffers if buffer.access != "in")
 

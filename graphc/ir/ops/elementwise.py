@@ -362,6 +362,6 @@ elementwise(
 )  # fmt: skip
 elementwise("stop_gradient", "x, through which no gradient flows.", any_dtype, lambda s, x: x)
 elementwise(
-    "copy", "x, in storage of its own. attrs: label (copies of one value for two purposes stay apart).",
-    any_dtype, lambda s, x, label: x, lambda b, ct, out, x, label: ct,
+    "copy", "x, in storage of its own. attrs: label, optional (copies with different labels stay apart).",
+    any_dtype, lambda s, x, label="": x, lambda b, ct, out, x, label="": ct,
 )  # fmt: skip

@@ -44,7 +44,7 @@ def identities(graph: Graph) -> Graph:
 
 
 def _is(operand: Operand, value: float) -> bool:
-    """Whether an operand repeats this value; zeros of the two signs are different floats."""
+    """Whether an operand repeats this value. Floats have two zeros, which differ; integers have one."""
     found = full_value(operand)
     if found is None or isinstance(found, bool):
         return False
@@ -95,7 +95,8 @@ def _div_by_power_of_two(b: GraphBuilder, node: Node) -> Operand | None:
     value = full_value(divisor)
     if not value or abs(value) == 1 or abs(math.frexp(value)[0]) != 0.5:
         return None
-    inverse = x.dtype.numpy.type(1 / value)
+    with np.errstate(over="ignore"):
+        inverse = x.dtype.numpy.type(1 / value)
     return b("mul", x, b.full(inverse.item(), x.type)) if math.isfinite(inverse) and inverse else None
 
 
@@ -121,11 +122,13 @@ def _mul_itself(b: GraphBuilder, node: Node) -> Operand | None:
 
 
 def _even_of_neg(b: GraphBuilder, node: Node) -> Operand | None:
-    """abs and square of -x, and abs of |x|."""
+    """abs and square of -x and of |x|; but an unsigned -x is not as far from 0 as x."""
     inner = node.inputs[0].node
-    if inner.name == "neg" or (inner.name == "abs" and not inner.types[0].dtype.is_integer):
-        return b.node(node.op, inner.inputs, node.attrs).outputs[0]
-    return None
+    if inner.name not in ("neg", "abs"):
+        return None
+    if inner.name == "neg" and node.name == "abs" and node.inputs[0].dtype.kind == "uint":
+        return None
+    return b(node.name, inner.inputs[0])
 
 
 def _of_itself(b: GraphBuilder, node: Node) -> Operand | None:
@@ -148,10 +151,12 @@ def _small_powers(b: GraphBuilder, node: Node) -> Operand | None:
         return b.full_like(1, x)
     if value == -1:
         return b("reciprocal", x)
-    squared = b("square", x) if value > 1 else x
-    return {1: x, 2: squared}.get(int(value)) or b(
-        *(("mul", squared, x) if value == 3 else ("square", squared))
-    )
+    if value == 1:
+        return x
+    squared = b("square", x)
+    if value == 2:
+        return squared
+    return b("mul", squared, x) if value == 3 else b("square", squared)
 
 
 def _add_n_of_one(b: GraphBuilder, node: Node) -> Operand | None:
@@ -168,14 +173,6 @@ def _exact(rule: LocalRule) -> LocalRule:
         return None if node.inputs[0].dtype.is_float else rule(b, node)
 
     return restricted
-
-
-def _integer_add_zero(b: GraphBuilder, node: Node) -> Operand | None:
-    return _other(node, 0)
-
-
-def _integer_sub_from_zero(b: GraphBuilder, node: Node) -> Operand | None:
-    return b("neg", node.inputs[1]) if _is(node.inputs[0], 0) else None
 
 
 def _integer_mul_zero(b: GraphBuilder, node: Node) -> Operand | None:
@@ -332,7 +329,8 @@ def _times_extent(b: GraphBuilder, x: Operand, count: Extent) -> Operand:
     number = b("extent", extent=count)
     factor = b.broadcast_to(b.cast(number, x.dtype), x.shape)
     product = b("mul", x, factor)
-    if x.dtype.is_integer or math.isfinite(full_value(x) if full_value(x) is not None else math.nan):
+    known = full_value(x)
+    if x.dtype.is_integer or (known is not None and math.isfinite(known)):
         return product
     is_empty = b.broadcast_to(b("eq", number, b.full_like(0, number)), x.shape)
     return b("select", is_empty, b.full_like(0, x), product)
@@ -399,8 +397,6 @@ IDENTITIES: Mapping[str, tuple[tuple[str, ...], LocalRule]] = {
     "small_powers": (("pow",), _small_powers),                     # x ** 2 = square(x)
     "add_n_of_one": (("add_n",), _add_n_of_one),                   # add_n(x) = x
     # integers and bools:
-    "integer_add_zero": (("add",), _exact(_integer_add_zero)),     # x + 0 = x
-    "integer_sub_from_zero": (("sub",), _exact(_integer_sub_from_zero)),  # 0 - x = -x
     "integer_mul_zero": (("mul",), _exact(_integer_mul_zero)),     # x * 0 = 0
     "integer_sub_itself": (("sub",), _exact(_integer_sub_itself)),  # x - x = 0
     "integer_by_one": (("floordiv", "mod"), _exact(_integer_by_one)),  # x // 1 = x, x % 1 = 0

@@ -7,7 +7,6 @@ vectorised loop is changed by Combine alone, and a buffer is used only as it is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
@@ -38,6 +37,7 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
+from graphc.ir.literals import PLAIN_NAME
 from graphc.ir.scalar import COMBINES, PRIMITIVES, result_dtype
 from graphc.ir.text_kernels import format_body, format_buffer, kernel_head
 from graphc.ir.types import DType, Extent, Shape, TensorType, dims_of, provably_different
@@ -47,7 +47,6 @@ KINDS = ("input", "state", "constant", "temporary", "output")
 CONTEXT_LINES = 4
 # Words that mean a value of their own in the text form.
 _LITERALS = frozenset({"true", "false", "inf", "nan", "inf_f32", "nan_f32", "inf_f64", "nan_f64", CHUNK})
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\Z")
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class _KernelVerifier:
                 self.fail(f"buffer {buffer.name} is `{buffer.access}` but never stored to")
 
     def _check_name(self, name: str) -> None:
-        if not _IDENTIFIER.match(name) or name in _LITERALS:
+        if not PLAIN_NAME.match(name) or name in _LITERALS:
             self.fail(f"{name!r} is not a name")
 
     # ---------------------------------------------------------------------------------- statements

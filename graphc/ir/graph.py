@@ -73,13 +73,21 @@ class Variable:
             return self._array
         return np.asarray(self._initial(), dtype=self.type.dtype.numpy)
 
-    def place(self, storage: np.ndarray[Any, Any], owner: Any) -> None:
+    @property
+    def owner(self) -> Any:
+        """What keeps the memory alive: the Slab, once placed."""
+        return self._owner
+
+    def place(
+        self, storage: np.ndarray[Any, Any], owner: Any, value: np.ndarray[Any, Any] | None = None
+    ) -> None:
         """Adopts storage (contiguous, of this dtype and shape) and writes the initial value there.
 
-        `owner` is whatever keeps the memory alive (the slab)."""
+        `owner` is whatever keeps the memory alive (the slab); `value` the initial value, if drawn already.
+        """
         if self._array is not None:
             raise UsageError(f"the storage of {self.name} is fixed")
-        storage[...] = self._initial()
+        storage[...] = self._initial() if value is None else value
         self._array = storage
         self._owner = owner
 

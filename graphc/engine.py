@@ -1,0 +1,346 @@
+"""Engines: what runs a program. All have one interface, and hold no state but caches.
+
+    NativeEngine   machine code: one call walks the launch table of a whole step
+    PythonEngine   the kernels, loop by loop in plain Python, chunks in permuted order
+    NumpyEngine    the optimized graph, op by op with numpy
+
+`run(feeds, bindings, outputs)` takes arrays that fit exactly (C-contiguous, of the declared dtype and
+shape; see feeds.py), updates the state in place and returns results by label. A failed run changes no
+state. An engine serves one call at a time; its executable sees to that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from graphc.codegen.builder import Module
+from graphc.codegen.jit import LoadedCode, assembly, compile_object
+from graphc.codegen.kernels import EmittedKernel, emit_kernel
+from graphc.codegen.launch import ProgramBlock
+from graphc.codegen.target import Target, host_target
+from graphc.errors import GraphcError, IndexRangeError
+from graphc.ir.graph import Graph
+from graphc.ir.interpret import interpret
+from graphc.ir.interpret_kernels import CheckFailure, run_kernels
+from graphc.ir.kernels import Kernel, KernelProgram, Storage
+from graphc.ir.program import BoundProgram, Program, build_program
+from graphc.ir.slabs import address_of, aligned_bytes, place_variables
+from graphc.ir.types import evaluate
+from graphc.results import ResultPool
+
+Array = np.ndarray[Any, Any]
+CACHED_SIZES = 16
+"""Bound layouts that an engine keeps, by the values of the dims."""
+
+
+class Engine(Protocol):
+    """What an executable needs of an engine."""
+
+    name: str
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        bindings: Mapping[str, int],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Runs one step. `outputs` are arrays to write results into, by label, in place of fresh ones.
+
+        Raises IndexRangeError, naming input, position and value, for an index out of range.
+        """
+        ...
+
+
+# ------------------------------------------------------------------------------------------ native code
+
+
+class _Bound:
+    """A program at one size, ready to be called: operand blocks, tables, output shapes."""
+
+    def __init__(self, engine: NativeEngine, bound: BoundProgram) -> None:
+        self.bound = bound
+        program, bindings = engine.program, bound.bindings
+        self.arena = engine.arena(bound.layout.nbytes)
+        base = address_of(self.arena)
+        self.output_shapes = {
+            name: _concrete(storage, bindings)
+            for name, storage in program.source.storages.items()
+            if name in engine.result_slots
+        }
+        operands: list[int] = []
+        first: list[int] = []
+        fed: list[tuple[int, int]] = []  # feed number, position in the operand blocks
+        for kernel, emitted in zip(program.kernels, engine.emitted, strict=True):
+            first.append(len(operands))
+            for buffer in kernel.buffers:
+                storage = program.source.storages[buffer.storage]
+                if storage.kind in ("input", "output"):
+                    fed.append((engine.feed_numbers[storage.name], len(operands)))
+                    operands.append(0)
+                elif storage.kind == "temporary":
+                    operands.append(base + bound.offset_of(storage.name))
+                else:
+                    operands.append(engine.addresses[storage.name])
+            operands += [evaluate(extent, bindings) for extent in emitted.extents]
+        self.operands = np.array(operands or [0], dtype=np.int64)
+        block = address_of(self.operands)
+        regions = program.regions
+        self.block = ProgramBlock(
+            _table(4, [
+                [0, start, count, chunking.count]
+                for start, count, chunking in zip(
+                    regions["first_launch"].tolist(), regions["launch_count"].tolist(), bound.chunkings, strict=True
+                )
+            ]),
+            _table(4, [
+                [engine.code.address(emitted.symbol), block + 8 * at, bound.chunkings[region].size,
+                 bound.chunkings[region].extent]
+                for emitted, at, region in zip(
+                    engine.emitted, first, program.launches["region"].tolist(), strict=True
+                )
+            ]),
+            _table(2, [[number, block + 8 * at] for number, at in fed]),
+            len(engine.feed_numbers),
+            keep_alive=(self.operands, self.arena, engine.code, engine.kept),
+        )  # fmt: skip
+
+
+def _table(columns: int, rows: list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
+
+
+class NativeEngine:
+    """Compiles a program for a target (default: this machine's) and runs it.
+
+    `llvm` is the text of its module. Raises LoweringError where a kernel cannot be emitted, UsageError
+    where this machine cannot run the target's code.
+    """
+
+    name = "native"
+
+    def __init__(self, program: Program | KernelProgram, target: Target | None = None) -> None:
+        self.program = program if isinstance(program, Program) else build_program(program)
+        self.target = target or host_target()
+        self.emitted, self.llvm = emit_program(self.program, self.target)
+        symbols = tuple(dict.fromkeys(kernel.symbol for kernel in self.emitted))
+        self.code = LoadedCode(compile_object(self.llvm, self.target), symbols, self.target)
+        source = self.program.source
+        self.addresses: dict[str, int] = {}
+        kept: list[Array] = []
+        place_variables(s.variable for s in source.storages.values() if s.variable is not None)
+        for storage in source.storages.values():
+            if storage.kind in ("state", "constant"):
+                kept.append(_resident(storage))
+                self.addresses[storage.name] = address_of(kept[-1])
+        self.kept = tuple(kept)
+        # Storages whose address changes from run to run, and where results lie.
+        moving = [s.name for s in source.storages.values() if s.kind in ("input", "output")]
+        self.feed_numbers = {name: number for number, name in enumerate(moving)}
+        self.result_slots = {s.name for s in source.storages.values() if s.kind == "output"}
+        self._inputs = [s.name for s in source.storages.values() if s.kind == "input"]
+        self._results = ResultPool()
+        self._arena = aligned_bytes(0)
+        self._bound: OrderedDict[tuple[tuple[str, int], ...], _Bound] = OrderedDict()
+
+    @property
+    def asm(self) -> str:
+        """The assembly of the module, printed anew on each call."""
+        return assembly(self.llvm, self.target)
+
+    def arena(self, nbytes: int) -> Array:
+        """Memory for temporaries: one arena for all sizes, replaced by a larger one where it must be."""
+        if self._arena.nbytes < nbytes:
+            self._bound.clear()  # what is bound to the old arena would keep it alive
+            self._arena = aligned_bytes(nbytes)
+        return self._arena
+
+    def bound(self, bindings: Mapping[str, int]) -> BoundProgram:
+        """The program laid out at these dims."""
+        return self._at(bindings).bound
+
+    def _at(self, bindings: Mapping[str, int]) -> _Bound:
+        key = tuple(bindings.items())
+        found = self._bound.get(key)
+        if found is None:
+            found = _Bound(self, self.program.bind(bindings))
+            self._bound[key] = found
+            while len(self._bound) > CACHED_SIZES:
+                self._bound.popitem(last=False)
+        return found
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        bindings: Mapping[str, int],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """See `Engine.run`."""
+        ready = self._at(bindings)
+        addresses = ready.block.feeds
+        for name in self._inputs:
+            addresses[self.feed_numbers[name]] = address_of(feeds[name])
+        results = self._results_of(ready, outputs or {})
+        for name, array in results.items():
+            addresses[self.feed_numbers[name]] = address_of(array)
+        if ready.block.run():
+            self._fail(ready, feeds)
+        return self._labelled(ready, feeds, results, outputs or {})
+
+    def _results_of(self, ready: _Bound, given: Mapping[str, Array]) -> dict[str, Array]:
+        """An array for every output storage: the caller's, or one from the pool."""
+        source = self.program.source
+        results: dict[str, Array] = {}
+        for label, array in given.items():
+            storage, _ = source.outputs[label]
+            if storage in self.result_slots and storage not in results:
+                results[storage] = array
+        for storage, shape in ready.output_shapes.items():
+            if storage not in results:
+                results[storage] = self._results.take(source.storages[storage].type.dtype.numpy, shape)
+        return results
+
+    def _labelled(
+        self,
+        ready: _Bound,
+        feeds: Mapping[str, Array],
+        results: Mapping[str, Array],
+        given: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        labelled: dict[str, Array] = {}
+        used: set[str] = set()
+        for label, (storage, type) in self.program.source.outputs.items():
+            shape = tuple(evaluate(extent, ready.bound.bindings) for extent in type.shape)
+            found = results.get(storage)
+            if found is None or storage in used:
+                # Not the output's own memory, or promised to another label already.
+                value = self._look_up(ready, feeds, storage).reshape(shape) if found is None else found
+                found = given.get(label)
+                if found is None:
+                    found = self._results.take(value.dtype, shape)
+                found[...] = value.reshape(shape)
+            used.add(storage)
+            labelled[label] = found.reshape(shape)
+        return labelled
+
+    def _look_up(self, ready: _Bound, feeds: Mapping[str, Array], name: str) -> Array:
+        """The contents of a storage that is not an output."""
+        storage = self.program.source.storages[name]
+        if storage.kind == "input":
+            return feeds[name]
+        if storage.kind == "temporary":
+            offset, shape = ready.bound.offset_of(name), _concrete(storage, ready.bound.bindings)
+            dtype = storage.type.dtype.numpy
+            nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            return ready.arena[offset : offset + nbytes].view(dtype).reshape(shape)
+        return _resident(storage)
+
+    def _fail(self, ready: _Bound, feeds: Mapping[str, Array]) -> NoReturn:
+        launch, _, position = ready.block.status
+        kernel = self.program.kernels[launch]
+        raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, name))
+
+
+def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
+    """The kernels of a program as one LLVM module: what each became, and the module's text."""
+    module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    emitted = tuple(emit_kernel(module, kernel, target.vector_bits) for kernel in program.kernels)
+    return emitted, module.render()
+
+
+def _resident(storage: Storage) -> Array:
+    """The array of state or of a constant."""
+    if storage.variable is not None:
+        return storage.variable.array
+    if storage.data is not None:
+        return storage.data.array
+    raise GraphcError(f"{storage.kind} {storage.name} has no value")
+
+
+def _concrete(storage: Storage, bindings: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(evaluate(extent, bindings) for extent in storage.type.shape)
+
+
+def index_error(kernel: Kernel, position: int, look_up: Callable[[str], Array]) -> IndexRangeError:
+    """The error for a failed check: whose index (the head of the kernel's origin), where, and what it is.
+
+    `look_up` gives the contents of a storage; what a check reads directly is shown.
+    """
+    what = kernel.origin.partition(":")[0].strip() or kernel.name
+    value = ""
+    read = [buffer for buffer in kernel.buffers if buffer.access == "in" and buffer.type.dtype.is_integer]
+    if len(read) == 1:
+        array = look_up(read[0].storage)
+        if position < array.size:
+            value = f" is {array.reshape(-1)[position]}"
+    return IndexRangeError(f"{what}: the index at position {position}{value}, which is out of range")
+
+
+# ------------------------------------------------------------------------------------------ interpreters
+
+
+class PythonEngine:
+    """Runs the kernels in plain Python, each one's chunks in an order that changes from run to run."""
+
+    name = "python"
+
+    def __init__(self, program: Program | KernelProgram, seed: int = 0) -> None:
+        self.program = program if isinstance(program, Program) else build_program(program)
+        self._seed = seed
+        place_variables(s.variable for s in self.program.source.storages.values() if s.variable is not None)
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        bindings: Mapping[str, int],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """See `Engine.run`."""
+        source = self.program.source
+        bound = self.program.bind(bindings)
+        self._seed += 1
+        try:
+            results = run_kernels(source, feeds, None, bindings, self._seed, bound.chunk_sizes())
+        except CheckFailure as failure:
+            kernel = next(kernel for kernel in source.kernels if kernel.name == failure.kernel)
+            raise index_error(kernel, failure.position, lambda name: self._look_up(feeds, name)) from None
+        return written_into(results, outputs)
+
+    def _look_up(self, feeds: Mapping[str, Array], name: str) -> Array:
+        storage = self.program.source.storages[name]
+        if storage.kind == "input":
+            return feeds[name]
+        return np.zeros(0) if storage.kind == "temporary" else _resident(storage)
+
+
+class NumpyEngine:
+    """Runs a graph with numpy, op by op."""
+
+    name = "numpy"
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        place_variables(graph.variables().values())
+
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        bindings: Mapping[str, int],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """See `Engine.run`."""
+        results, updates = interpret(self.graph, feeds, bindings=bindings)
+        for variable, value in updates.items():
+            variable.array[...] = value
+        return written_into(results, outputs)
+
+
+def written_into(results: dict[str, Array], outputs: Mapping[str, Array] | None) -> dict[str, Array]:
+    """The results, those that the caller gave arrays for copied there."""
+    for label, array in (outputs or {}).items():
+        array[...] = results[label]
+        results[label] = array
+    return results

@@ -58,10 +58,13 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(
-            params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov,
-            weight_decay=weight_decay, **common,
-        )  # fmt: skip
+        options = {
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, lr=lr, options=options, **common)
 
     def validate(self, options: Mapping[str, Any]) -> None:
         super().validate(options)
@@ -103,7 +106,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
+        options = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, lr=lr, options=options, **common)
 
     def validate(self, options: Mapping[str, Any]) -> None:
         super().validate(options)
@@ -173,10 +177,14 @@ class RMSProp(Optimizer):
         weight_decay: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(
-            params, lr=lr, alpha=alpha, eps=eps, momentum=momentum, centered=centered,
-            weight_decay=weight_decay, **common,
-        )  # fmt: skip
+        options = {
+            "alpha": alpha,
+            "eps": eps,
+            "momentum": momentum,
+            "centered": centered,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, lr=lr, options=options, **common)
 
     def validate(self, options: Mapping[str, Any]) -> None:
         super().validate(options)
@@ -215,10 +223,13 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         **common: Any,
     ) -> None:
-        super().__init__(
-            params, lr=lr, lr_decay=lr_decay, weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value, eps=eps, **common,
-        )  # fmt: skip
+        options = {
+            "lr_decay": lr_decay,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "eps": eps,
+        }
+        super().__init__(params, lr=lr, options=options, **common)
 
     def update(self, param: Tensor, grad: Tensor, ctx: UpdateContext) -> Tensor:
         grad = _decayed(param, grad, ctx)

@@ -95,7 +95,8 @@ class Optimizer:
 
     clip_value limits each gradient element to [-v, v]; clip_norm then scales all gradients together so that
     their global 2-norm n is at most v: by min(1, v / (n + 1e-6)). With `accumulate=k` gradients are
-    averaged (or summed: `accumulation="sum"`) over k runs, and the k-th run applies them.
+    averaged (or summed: `accumulation="sum"`) over k runs, and the k-th run applies them. `options` are a
+    subclass's own hyperparameters: groups may override them, and `update` reads them as `ctx[name]`.
     """
 
     # Hyperparameters that a group may override, and what each must satisfy.
@@ -110,7 +111,7 @@ class Optimizer:
         clip_value: float | None = None,
         accumulate: int = 1,
         accumulation: str = "mean",
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None and not (is_number(limit) and limit > 0):
@@ -124,7 +125,7 @@ class Optimizer:
         self.clip_value = clip_value
         self.accumulate = accumulate
         self.accumulation = accumulation
-        self.defaults = {"lr": lr, **options}
+        self.defaults = {"lr": lr, **(options or {})}
         self.groups = self._make_groups(params)
 
     def _make_groups(self, params: Any) -> list[Group]:

@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from graphc.errors import VerifyError
-from graphc.ir.access import Label, Read, Reader
-from graphc.ir.graph import Graph, Node, Variable
+from graphc.ir.access import Label, Labels, Read, Reader
+from graphc.ir.graph import Graph, Node, Operand, Variable
 from graphc.ir.types import Extent
 
 T = TypeVar("T", bound=Hashable)
 
 MAX_CLUSTER = 200  # nodes; keeps kernels and the search bounded
+OTHER_ORDER = "the axes come in another order"
 SMALL = 4096  # elements that one core may as well sweep alone
 
 EXPENSIVE = frozenset(
@@ -281,14 +282,47 @@ class _Fuser:
         pairs, reason = self._pairs(producer, consumer)
         if reason:
             return None, reason
+        if self._makes_cycle(producer, consumer):
+            return None, "it would make a cycle"
         saved = dict(self.parent)
+        self._unify(pairs)
+        merged, reason = self._united(producer, consumer)
+        if reason == OTHER_ORDER:
+            # Two sweeps over one tensor are one sweep, if their axes are taken to be the same.
+            self._unify(self._shared_reads(producer, consumer))
+            merged, reason = self._united(producer, consumer)
+        if reason:
+            self.parent = saved
+        return merged, reason
+
+    def _unify(self, pairs: list[tuple[Label, Label]]) -> None:
         for left, right in pairs:
             self.parent[self.find(left)] = self.find(right)
-        merged, reason = self._united(producer, consumer)
-        if reason or self._makes_cycle(producer, consumer):
-            self.parent = saved
-            return None, reason or "it would make a cycle"
-        return merged, ""
+
+    def _shared_reads(self, a: Cluster, b: Cluster) -> list[tuple[Label, Label]]:
+        """Labels under which two clusters read the same tensors from memory."""
+        if a.contract or b.contract:
+            return []
+        known: dict[Operand, Labels] = {}
+        for node in a.nodes:
+            for read in self.reads[node]:
+                if read.labels is not None:
+                    known.setdefault(read.terminal, read.labels)
+        pairs: list[tuple[Label, Label]] = []
+        own, other = {self.find(x) for x in a.order}, {self.find(x) for x in b.order}
+        forward: dict[Label, Label] = {x: x for x in own & other}
+        backward = dict(forward)
+        for node in b.nodes:
+            for read in self.reads[node]:
+                mine = known.get(read.terminal)
+                if mine is None or read.labels is None:
+                    continue
+                both = [(self.find(x), self.find(y)) for x, y in zip(mine, read.labels, strict=True) if x and y]
+                if all(forward.get(x, y) == y and backward.get(y, x) == x for x, y in both):
+                    forward.update(both)
+                    backward.update((y, x) for x, y in both)
+                    pairs += both
+        return pairs
 
     def _pairs(self, producer: Cluster, consumer: Cluster) -> tuple[list[tuple[Label, Label]], str]:
         """Labels that reads between two clusters identify; refuses reads that are not aligned."""
@@ -319,7 +353,7 @@ class _Fuser:
         second = [self.find(label) for label in consumer.order]
         order = _common_order(first, second)
         if order is None:
-            return None, "the axes come in another order"
+            return None, OTHER_ORDER
         nodes = sorted(producer.nodes + consumer.nodes, key=self.position.__getitem__)
         merged = Cluster(
             nodes, order, first=min(producer.first, consumer.first), last=max(producer.last, consumer.last)
@@ -412,9 +446,12 @@ class _Fuser:
             changed = False
             for node in reversed(self.reader.computed):
                 changed |= self._join_readers(node)
-        for node in self.reader.computed:
-            for consumer, _ in sorted(self.consumers[node], key=lambda pair: self.position[pair[0]]):
-                self._join(node, consumer, "spares a read")
+        changed = True
+        while changed:  # a join can clear the way for another one that would have made a cycle
+            changed = False
+            for node in self.reader.computed:
+                for consumer, _ in sorted(self.consumers[node], key=lambda pair: self.position[pair[0]]):
+                    changed |= self._join(node, consumer, "spares a read")
         ordered = self._launch_order()
         labels = {label: self.find(label) for label in list(self.parent)}
         for label in self.extents:

@@ -268,9 +268,9 @@ def _tuple(shape: Shape) -> str:
 
 
 def _is_shown(key: str, value: Any) -> bool:
-    return (
-        value is not None and key not in ("shape", "dtype", "extent", "what") and value not in ("none", False)
-    )
+    if key in ("shape", "dtype", "extent", "what"):
+        return False
+    return value is not None and value is not False and value != "none"
 
 
 def _shown(value: Any) -> str:

@@ -8,13 +8,14 @@ logits, A is one axis, sums and maxima over A are spread over it again, and view
                  lse   logsumexp(z)  |  log(sum(exp(z)))  |  log(sum(exp(z - max(z)))) + max(z)
                        In p and l, z may be written u - max(u), whose logits are u.
 
-    index labels       pick(l, y, A)  |  log(pick(p, y, A))  |  pick(z, y, A) - lse(z)  |  lse(z) - pick(z, y, A)
+    index labels       pick(l, y, A)  |  log(pick(p, y, A))  |  lse(z) - pick(z, y, A), or its negative
                        sum over A (and others) of one_hot(y) * l, or of select(one_hot(y), l, 0)
                        where one_hot(y) is iota == y for labels that a check_index holds within A
     dense targets      sum over A (and others) of t * l
     binary             t * log(s) + (1 - t) * log(1 - s), either term first
                        s       sigmoid(x)  |  1 / (1 + exp(-x))  |  reciprocal(1 + exp(-x))
-                       log(s)  also -softplus(-x);   log(1 - s)  also log1p(-s), log(sigmoid(-x)), -softplus(x)
+                       log(s)  also -softplus(-x)
+                       log(1 - s)  also log1p(-s), log(sigmoid(-x)), -softplus(x)
 
 Signs may stand anywhere in it: neg(v), v * -1, 0 - v; add_n of one operand is that operand. Weights, means
 and other sums are outside, and untouched. Not among these, and hence left alone: whatever clamps or adds
@@ -68,6 +69,17 @@ def _peel(operand: Operand) -> tuple[int, Operand]:
 
 def _signed(b: GraphBuilder, sign: int, operand: Operand) -> Operand:
     return operand if sign > 0 else b("neg", operand)
+
+
+def _terms(operand: Operand) -> list[tuple[int, Operand]]:
+    """The signed summands of a sum of two."""
+    sign, operand = _peel(operand)
+    node = operand.node
+    if node.name not in ("add", "sub", "add_n") or len(node.inputs) != 2:
+        return [(sign, operand)]
+    signs = (sign, -sign if node.name == "sub" else sign)
+    peeled = [(s, *_peel(term)) for s, term in zip(signs, node.inputs, strict=True)]
+    return [(s * inner, term) for s, inner, term in peeled]
 
 
 def _reduced(operand: Operand) -> Operand:
@@ -222,17 +234,24 @@ def _logarithm_of_picked(b: GraphBuilder, node: Node) -> Operand | None:
 
 def _normaliser_and_picked(b: GraphBuilder, node: Node) -> Operand | None:
     """lse(z) - pick(z, y) is the loss, and pick(z, y) - lse(z) minus the loss."""
-    for sign, normaliser, other in ((1, *node.inputs), (-1, *node.inputs[::-1])):
+    terms = _terms(node.outputs[0])
+    if len(terms) != 2:
+        return None
+    for (sign, normaliser), (opposite, other) in (terms, terms[::-1]):
         found, picked = _log_sum_exp(normaliser), other.node
-        if found is not None and picked.name == "pick":
-            z, labels = picked.inputs
-            if found == (z, picked.attrs["axis"]) and normaliser.shape == other.shape:
-                return _signed(b, sign, _index_loss(b, _unshifted(found), labels))
+        if found is None or picked.name != "pick" or sign != -opposite or normaliser.shape != other.shape:
+            continue
+        if found.logits == picked.inputs[0] and found.axis == picked.attrs["axis"]:
+            return _signed(b, sign, _index_loss(b, _unshifted(found), picked.inputs[1]))
     return None
 
 
 def _checked_labels(condition: Operand, axis: int) -> Operand | None:
     """The labels y of iota == y along an axis, if a check holds them within it."""
+    if condition.node.name == "ne" and full_value(condition.node.inputs[1]) == 0:
+        number = condition.node.inputs[0].node  # a bool that was cast to a number and back
+        if number.name == "cast":
+            condition = number.inputs[0]
     if condition.node.name != "eq":
         return None
     for iota, repeated in (condition.node.inputs, condition.node.inputs[::-1]):
@@ -343,17 +362,6 @@ def _log_sigmoid(operand: Operand) -> _LogSigmoid | None:
     return None if found is None else _LogSigmoid(sign, -found[0], found[1])
 
 
-def _terms(operand: Operand) -> list[tuple[int, Operand]]:
-    """The signed summands of a sum of two."""
-    sign, operand = _peel(operand)
-    node = operand.node
-    if node.name not in ("add", "sub", "add_n") or len(node.inputs) != 2:
-        return [(sign, operand)]
-    signs = (sign, -sign if node.name == "sub" else sign)
-    peeled = [(s, *_peel(term)) for s, term in zip(signs, node.inputs, strict=True)]
-    return [(s * inner, term) for s, inner, term in peeled]
-
-
 def _weighted_log_sigmoid(sign: int, term: Operand) -> tuple[_LogSigmoid, Operand] | None:
     """The logarithm (with all the signs) and the weight of a product of both."""
     if term.node.name != "mul":
@@ -392,7 +400,7 @@ def _binary(b: GraphBuilder, node: Node) -> Operand | None:
 LOSSES: Mapping[str, tuple[tuple[str, ...], LocalRule]] = {
     "picked_logarithm": (("pick",), _picked_logarithm),
     "logarithm_of_picked": (("log",), _logarithm_of_picked),
-    "normaliser_and_picked": (("sub",), _normaliser_and_picked),
+    "normaliser_and_picked": (("add", "sub", "add_n"), _normaliser_and_picked),
     "sum_of_weighted_logarithms": (("reduce_sum",), _sum_of_weighted_logarithms),
     "binary_cross_entropy": (("add", "sub", "add_n"), _binary),
 }

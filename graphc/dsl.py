@@ -429,6 +429,8 @@ def param(
     require_name(name, "a parameter")
     initializer, shape, dtype = initializer_of(init, shape, dtype)
     type_ = TensorType(dtype, shape)
+    if trainable and not dtype.is_float:
+        raise DTypeError(f"a trainable parameter is a float, not {dtype}; give dtype= or trainable=False")
     return from_variable(make_variable(name, type_, initializer, trainable, seed))
 
 
@@ -436,14 +438,12 @@ def initializer_of(spec: Any, shape: ShapeLike | None, dtype: DTypeLike | None) 
     """(initializer, static shape, dtype) of a parameter. Raises ShapeError, DTypeError."""
     if isinstance(spec, (np.ndarray, list, tuple, int, float, np.generic)):
         array = np.array(spec)
-        if not isinstance(spec, (np.ndarray, np.generic)) and array.dtype.kind == "f":
-            array = array.astype(np.float32) if dtype is None else array
-        given = tuple(array.shape)
-        shape = given if shape is None else as_shape(shape)
-        if given not in ((), shape):
-            raise ShapeError(f"the initial value has shape {given}, the parameter {shape}")
-        found = as_dtype(dtype if dtype is not None else array.dtype)
-        return (lambda rng, shape: array), _static(shape), found
+        if dtype is None:
+            dtype = array.dtype if isinstance(spec, np.ndarray) else float32
+        shape = tuple(array.shape) if shape is None else as_shape(shape)
+        if array.shape not in ((), shape):
+            raise ShapeError(f"the initial value has shape {array.shape}, the parameter {shape}")
+        return (lambda rng, shape: array), _static(shape), as_dtype(dtype)
     if shape is None:
         raise ShapeError("a parameter needs a shape, unless init is an array")
     return init.resolve(spec), _static(as_shape(shape)), as_dtype(dtype if dtype is not None else float32)

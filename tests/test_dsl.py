@@ -307,6 +307,12 @@ def test_parameters_are_reproducible():
     )
     p = gx.param("a", init=np.arange(3.0))
     assert p.dtype == gx.float64 and p.shape == (3,) and p.name == "a"
+    assert gx.param("s", (2,), init=0).dtype == gx.param("l", init=[1, 2]).dtype == gx.float32
+    assert gx.param("i", init=np.arange(3), trainable=False).dtype == gx.int64
+    with pytest.raises(gx.DTypeError, match="trainable"):
+        gx.param("i", init=np.arange(3))
+    p.value = [3, 4, 5]
+    np.testing.assert_array_equal(run(p * 1.0), [3, 4, 5])
 
 
 def test_origins_and_sites():
@@ -342,3 +348,29 @@ def test_import_is_light():
     code = f"import sys, graphc; print([m for m in sys.modules if m.split('.')[0] in {heavy}])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+FUNCTIONS = (
+    "dim input param constant neg abs sign exp expm1 log log1p sqrt rsqrt square reciprocal sin "
+    "cos tanh sigmoid relu leaky_relu elu selu gelu silu softplus erf maximum minimum clip "
+    "where cast sum mean max min prod var std argmax argmin logsumexp cumsum norm reshape "
+    "transpose swapaxes expand_dims squeeze broadcast_to concat stack split pad flip take "
+    "one_hot arange full eye zeros_like ones_like stop_gradient matmul softmax log_softmax "
+    "softmax_cross_entropy cross_entropy nll_loss mse l1 huber bce bce_with_logits grad jvp "
+    "formula nn optim init newaxis seed "
+)
+NOT_METHODS = (
+    "dim input param constant concat stack arange full eye zeros_like ones_like "
+    "softmax_cross_entropy cross_entropy nll_loss mse l1 huber bce bce_with_logits grad jvp "
+    "formula nn optim init newaxis seed "
+)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS.split())
+def test_public_names(name):
+    value = getattr(gx, name)
+    assert name in gx.__all__ or name in ("nn", "optim", "init")
+    if name not in NOT_METHODS.split():
+        assert getattr(gx.Tensor, name).__doc__
+    if callable(value):
+        assert value.__doc__

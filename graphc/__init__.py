@@ -152,7 +152,7 @@ _LATE = {
     "compile": "graphc.pipeline",
     "grad": "graphc.gradients",
     "jvp": "graphc.gradients",
-    "parse": "graphc.parse",
+    "parse": "graphc.ir.text",
     "set_num_threads": "graphc.pipeline",
 }
 

@@ -176,3 +176,26 @@ def test_refused():
     ):
         with pytest.raises(error, match=r"declared at .*test_losses\.py"):
             bad()
+
+
+def test_published_digits_of_backpropagation_on_xand():
+    """Worked case B: a 2-2-1 sigmoid network, binary cross entropy, float64."""
+    w0 = gx.param("W0", init=np.array([[-5.12, 3.38], [-5.1, 3.37]]))
+    b0 = gx.param("B0", init=np.array([1.72, -5.25]))
+    w1 = gx.param("W1", init=np.array([[6.6], [6.5]]))
+    b1 = gx.param("B1", init=np.array([-3.2]))
+    x = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    y = np.array([[1.0], [0.0], [0.0], [1.0]])
+    a2 = gx.sigmoid(gx.sigmoid(x @ w0 + b0) @ w1 + b1)
+    loss = gx.bce(a2, y)
+    value, outputs, *found = run([loss, a2, *gx.grad(loss, [w1, b1, w0, b0])])
+    np.testing.assert_allclose(value, 0.1061718585994833, rtol=1e-13)
+    np.testing.assert_allclose(outputs[:, 0], [0.91920404, 0.10696175, 0.10728019, 0.89240796], atol=5e-9)
+    expected = [
+        [[-0.01539019], [-0.01497484]],
+        [0.00646349],
+        [[0.00549597, -0.00590486], [0.00558363, -0.00611183]],
+        [-0.00605589, 0.01337785],
+    ]
+    for gradient, digits in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gradient, digits, atol=5.1e-9)

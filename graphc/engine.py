@@ -88,25 +88,25 @@ class _Bound:
             operands += [evaluate(extent, bindings) for extent in emitted.extents]
         self.operands = np.array(operands or [0], dtype=np.int64)
         block = address_of(self.operands)
-        regions = program.regions
+        launches = program.launches["region"].tolist()
+        first_launches = program.regions["first_launch"].tolist()
+        launch_counts = program.regions["launch_count"].tolist()
+        region_rows = [
+            [0, start, count, chunking.count]
+            for start, count, chunking in zip(first_launches, launch_counts, bound.chunkings, strict=True)
+        ]
+        launch_rows = []
+        for emitted, at, region in zip(engine.emitted, first, launches, strict=True):
+            chunking = bound.chunkings[region]
+            code = engine.code.address(emitted.symbol)
+            launch_rows.append([code, block + 8 * at, chunking.size, chunking.extent])
         self.block = ProgramBlock(
-            _table(4, [
-                [0, start, count, chunking.count]
-                for start, count, chunking in zip(
-                    regions["first_launch"].tolist(), regions["launch_count"].tolist(), bound.chunkings, strict=True
-                )
-            ]),
-            _table(4, [
-                [engine.code.address(emitted.symbol), block + 8 * at, bound.chunkings[region].size,
-                 bound.chunkings[region].extent]
-                for emitted, at, region in zip(
-                    engine.emitted, first, program.launches["region"].tolist(), strict=True
-                )
-            ]),
+            _table(4, region_rows),
+            _table(4, launch_rows),
             _table(2, [[number, block + 8 * at] for number, at in fed]),
             len(engine.feed_numbers),
             keep_alive=(self.operands, self.arena, engine.code, engine.kept),
-        )  # fmt: skip
+        )
 
 
 def _table(columns: int, rows: list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -58,3 +58,7 @@ class StateError(GraphcError, ValueError):
 
 class UsageError(GraphcError, TypeError):
     """A use that is refused by design: copying tensors, pickling executables, `bool(tensor)`."""
+
+
+class StopTraining(GraphcError):
+    """Raised by a callback of `fit` to end training after the current epoch, without an error."""

@@ -1,0 +1,95 @@
+"""What compiling leaves behind: the IR of every stage, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graphc.errors import UsageError
+from graphc.ir.graph import Graph
+from graphc.ir.kernels import KernelProgram
+from graphc.ir.program import Program, build_program
+from graphc.ir.text import print_graph
+from graphc.ir.text_kernels import print_kernels
+from graphc.ir.text_program import print_program
+
+STAGES = ("graph", "joint", "optimized", "kernels", "program", "llvm", "asm")
+SUFFIXES: Mapping[str, str] = {"llvm": "ll", "asm": "s"}
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """One pass that ran: its name, the stage its result belongs to, the seconds it took, its result."""
+
+    name: str
+    stage: str
+    seconds: float
+    ir: Any
+
+    def text(self) -> str:
+        """The result as text."""
+        if isinstance(self.ir, Graph):
+            return print_graph(self.ir, self.stage)
+        return print_kernels(self.ir)
+
+
+@dataclass
+class CompiledStages:
+    """The last IR of every stage, and all passes in order. Later stages are made when first asked for."""
+
+    graph: Graph
+    joint: Graph
+    optimized: Graph
+    kernels: KernelProgram
+    trail: list[PassRecord] = field(default_factory=list)
+
+    @cached_property
+    def program(self) -> Program:
+        return build_program(self.kernels)
+
+    def trail_text(self) -> str:
+        """The passes with their timings, one per line."""
+        total = sum(record.seconds for record in self.trail)
+        lines = [f"{len(self.trail)} passes, {1e3 * total:.2f} ms"]
+        lines += [f"{1e3 * r.seconds:9.3f} ms  {r.stage:<10} {r.name}" for r in self.trail]
+        return "\n".join(lines) + "\n"
+
+    def text(
+        self, stage: str, native: Callable[[str], str], bindings: Mapping[str, int] | None = None
+    ) -> str:
+        """A stage's text. `native` makes that of llvm and asm; `bindings` lay out the program's memory.
+
+        "trail" is the list of passes. UsageError for an unknown stage.
+        """
+        if stage in ("graph", "joint", "optimized"):
+            return print_graph(getattr(self, stage), stage)
+        if stage == "kernels":
+            return print_kernels(self.kernels)
+        if stage == "program":
+            return print_program(self.program, bindings)
+        if stage in ("llvm", "asm"):
+            return native(stage)
+        if stage == "trail":
+            return self.trail_text()
+        raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)} (and trail)")
+
+    def write(
+        self, directory: Path, native: Callable[[str], str], bindings: Mapping[str, int] | None = None
+    ) -> list[Path]:
+        """Writes every stage, the trail, and what each pass made, as files. Returns their paths."""
+        (directory / "passes").mkdir(parents=True, exist_ok=True)
+        texts = {
+            f"{number}_{stage}.{SUFFIXES.get(stage, 'txt')}": self.text(stage, native, bindings)
+            for number, stage in enumerate(STAGES)
+        }
+        texts["trail.txt"] = self.trail_text()
+        for number, record in enumerate(self.trail):
+            texts[f"passes/{number:02d}_{record.name}.txt"] = record.text()
+        paths = []
+        for name, text in texts.items():
+            paths.append(directory / name)
+            paths[-1].write_text(text, encoding="utf-8")
+        return paths

@@ -108,6 +108,8 @@ TAKEN = {
     "logic_with_constant": (F, lambda k: k("logical_and", k.c, k.full(True, k.c)), []),
     "logic_with_constant (or)": (F, lambda k: k("logical_or", k.full(True, k.c), k.c), ["full"]),
     "logic_with_constant (xor)": (F, lambda k: k("logical_xor", k.c, k.full(True, k.c)), ["logical_not"]),
+    "nonzero_of_bool": (
+        ALL, lambda k: k("ne", k("cast", k.c, dtype=k.dtype), k.full(0)), []),
     "not_of_comparison": (ALL, lambda k: k("logical_not", k("eq", k.x, k.y)), ["ne"]),
     "not_of_comparison (order)": (INTEGERS, lambda k: k("logical_not", k("lt", k.x, k.y)), ["ge"]),
     "not_of_comparison (not)": (F, lambda k: k("logical_not", k("logical_not", k.c)), []),

@@ -207,6 +207,13 @@ def _logic_with_constant(b: GraphBuilder, node: Node) -> Operand | None:
     return None
 
 
+def _nonzero_of_bool(b: GraphBuilder, node: Node) -> Operand | None:
+    """A bool, cast to a number and compared with 0."""
+    number, zero = node.inputs
+    under = _under(number, "cast")
+    return under if under is not None and under.dtype.is_bool and full_value(zero) == 0 else None
+
+
 _NEGATED = {"eq": "ne", "ne": "eq"}
 _NEGATED_IN_ORDER = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}  # not where NaN may be
 
@@ -402,6 +409,7 @@ IDENTITIES: Mapping[str, tuple[tuple[str, ...], LocalRule]] = {
     "integer_by_one": (("floordiv", "mod"), _exact(_integer_by_one)),  # x // 1 = x, x % 1 = 0
     "compared_with_itself": (_COMPARISONS, _exact(_compared_with_itself)),  # x == x
     "logic_with_constant": (("logical_and", "logical_or", "logical_xor"), _logic_with_constant),
+    "nonzero_of_bool": (("ne",), _nonzero_of_bool),               # cast(bool) != 0
     "not_of_comparison": (("logical_not",), _not_of_comparison),   # not not x = x, not x == y = x != y
     # selection and casts:
     "select_known": (("select",), _select_known),                  # select(true, x, y) = x

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
 from graphc.ir.ops.contract import split_spec
+from graphc.ir.rewrite.shapes import aligned
 
 
 def fold_transposes(graph: Graph) -> Graph:
@@ -72,7 +73,7 @@ def _under_expand_dims(
     dropped = {letters[axis] for axis in operand.node.attrs["axes"]}
     summed = [axis for axis, letter in enumerate(others) if letter in dropped and letter not in result]
     if summed:
-        other = builder("squeeze", other, axes=tuple(summed))
+        other = _squeeze(builder, other, summed)
         others = "".join(letter for axis, letter in enumerate(others) if axis not in summed)
     return (
         operand.node.inputs[0],
@@ -81,6 +82,12 @@ def _under_expand_dims(
         others,
         "".join(letter for letter in result if letter not in dropped or letter in others),
     )
+
+
+def _squeeze(builder: GraphBuilder, operand: Operand, axes: Sequence[int]) -> Operand:
+    shape = tuple(extent for axis, extent in enumerate(operand.shape) if axis not in axes)
+    under = operand.node.inputs[0] if operand.node.name == "expand_dims" else operand
+    return aligned(builder, under, shape) or builder("squeeze", operand, axes=tuple(axes))
 
 
 def _fold_result(

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from graphc.executable import Executable
     from graphc.optim import Optimizer, OptimizerPlan
 
+LOSS = "__loss__"
+"""The output under which the loss goes into differentiation, whether or not the user asked for it."""
+
 Backend = Literal["native", "numpy", "python"]
 
 
@@ -93,7 +96,9 @@ def passes(request: Request, plan: list[OptimizerPlan]) -> tuple[Pass, ...]:
     )
 
 
-def run_passes(graph: Graph, request: Request, check: str | None = None) -> tuple[CompiledStages, OptimizerPlan | None]:
+def run_passes(
+    graph: Graph, request: Request, check: str | None = None
+) -> tuple[CompiledStages, OptimizerPlan | None]:
     """Runs the pipeline and keeps the last IR of every stage, with a trail of all passes."""
     plan: list[OptimizerPlan] = []
     stages: dict[str, Any] = {}
@@ -132,12 +137,12 @@ def shape_guards(graph: Graph) -> tuple[Guard, ...]:
 def differentiate(graph: Graph, request: Request, plan: list[OptimizerPlan]) -> Graph:
     """Adds gradients as outputs `grad.<parameter>`, or the optimizer's updates of state.
 
-    Needs the loss as output `loss.`; removes it unless the user asked for it under another name.
+    Needs the loss as output `__loss__`, and removes it (the user's own label for it stays).
     """
     if request.loss is None:
         return graph
-    loss = graph.outputs["loss."]
-    outputs = {label: operand for label, operand in graph.outputs.items() if label != "loss."}
+    loss = graph.outputs[LOSS]
+    outputs = {label: operand for label, operand in graph.outputs.items() if label != LOSS}
     builder = GraphBuilder()
     parameters = _parameters(graph, loss)
     chosen = _chosen(parameters, request)
@@ -201,7 +206,8 @@ def compile(
 ) -> Executable:
     """Compiles a network into an `Executable`.
 
-    outputs: a Tensor, or a tuple, list or dict of them; `run` returns the same structure.
+    outputs: a Tensor, or a tuple, list or dict of them; `run` returns the same structure. Also what
+        `gx.parse` returns: a graph of any stage, or kernels.
     loss: a scalar Tensor. With `optimizer` every run is a training step that updates the parameters;
         without, the gradients of `wrt` (default: all trainable parameters) are in `exe.grads`.
     wrt: parameters to differentiate by (a tensor, or a sequence of them).
@@ -219,19 +225,21 @@ def compile(
         raise UsageError(f"backend is native, numpy or python, not {backend!r}")
     if check not in (None, "passes"):
         raise UsageError(f'check is None or "passes", not {check!r}')
+    if threads is not None:
+        set_num_threads(threads)
+    target, machine = _machine(backend)
+    if isinstance(outputs, (Graph, KernelProgram)):
+        if loss is not None or optimizer is not None or wrt is not None:
+            raise DeclarationError("a parsed program is complete; it takes no loss, optimizer or wrt")
+        return _compile_parsed(outputs, backend, target, machine, check)
     labels, structure = _flatten(outputs)
     roots = {label: tensor.operand for label, tensor in labels.items()}
     _require_loss(loss, optimizer, wrt)
     if loss is not None:
-        roots["loss."] = loss.operand
+        roots[LOSS] = loss.operand
     graph = Graph(roots, {}, origins_of(roots.values()))
     _require_unique_names(graph)
-    if threads is not None:
-        set_num_threads(threads)
-    target, machine = _machine(backend)
-    request = Request(
-        loss.operand if loss is not None else None, optimizer, _wrt(wrt), machine
-    )
+    request = Request(loss.operand if loss is not None else None, optimizer, _wrt(wrt), machine)
     stages, plan = run_passes(graph, request, check)
     executable = Executable(
         stages, structure, backend=backend, target=target, optimizer=optimizer, plan=plan, site=call_site()
@@ -240,6 +248,25 @@ def compile(
     if directory is not None:
         executable.dump_all(directory)
     return executable
+
+
+def _compile_parsed(
+    parsed: Graph | KernelProgram, backend: Backend, target: Any, machine: Machine, check: str | None
+) -> Executable:
+    from graphc.executable import Executable
+    from graphc.parsed import stages_of_kernels, structure_of
+
+    if isinstance(parsed, Graph):
+        kept = {label: operand for label, operand in parsed.outputs.items() if label != LOSS}
+        parsed = Graph(kept, parsed.updates, parsed.origins)
+        _require_unique_names(parsed)
+        stages, _ = run_passes(parsed, Request(machine=machine), check)
+    elif backend == "numpy":
+        raise UsageError("kernels have no graph to interpret; use the native or the python backend")
+    else:
+        stages = stages_of_kernels(parsed)
+    structure = structure_of(list(stages.graph.outputs))
+    return Executable(stages, structure, backend=backend, target=target, site=call_site())
 
 
 def set_num_threads(count: int) -> None:
@@ -281,7 +308,7 @@ def _flatten(outputs: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def _label(key: Any) -> str:
-    if not isinstance(key, str) or not key.replace("_", "a").replace(".", "a").isalnum() or key.endswith("."):
+    if not isinstance(key, str) or not key.replace("_", "a").replace(".", "a").isalnum() or key.endswith(".") or key == LOSS:
         raise DeclarationError(f"an output is named with letters, digits, '_' and '.', not {key!r}")
     return key if not key[0].isdigit() else f"_{key}"
 

@@ -223,6 +223,9 @@ class _Fuser:
                 return "a node does not span the parallel axes"
             if set(parallel) & self._reduced(node):
                 return "a reduction over a parallel axis is read inside"
+        for node in cluster.nodes:
+            if node is not contract and self._reduced(node) & inner and self._out(node) & inner:
+                return "a reduction over one inner axis keeps another"
         cluster.parallel, cluster.inner = parallel, [label for label in cluster.order if label in inner]
         return ""
 

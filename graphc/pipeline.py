@@ -137,12 +137,14 @@ def shape_guards(graph: Graph) -> tuple[Guard, ...]:
 def differentiate(graph: Graph, request: Request, plan: list[OptimizerPlan]) -> Graph:
     """Adds gradients as outputs `grad.<parameter>`, or the optimizer's updates of state.
 
-    Needs the loss as output `__loss__`, and removes it (the user's own label for it stays).
+    Needs the loss as output `__loss__`, and keeps it only if the user gave it no label.
     """
     if request.loss is None:
         return graph
     loss = graph.outputs[LOSS]
     outputs = {label: operand for label, operand in graph.outputs.items() if label != LOSS}
+    if loss not in outputs.values():
+        outputs[LOSS] = loss  # `fit` shows it
     builder = GraphBuilder()
     parameters = _parameters(graph, loss)
     chosen = _chosen(parameters, request)

@@ -6,7 +6,7 @@ pool and the next result of that size gets it. A view of a result keeps the memo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,46 +17,61 @@ KEPT_PER_SIZE = 4
 KEPT_SIZES = 32
 
 
+class Memory(NamedTuple):
+    """Aligned bytes, and what asking numpy for them again would cost time for."""
+
+    array: Array
+    address: int
+    nbytes: int
+
+
+def _fresh(nbytes: int) -> Memory:
+    array = aligned_bytes(nbytes)
+    return Memory(array, address_of(array), nbytes)
+
+
 class ResultPool:
     """Free memory by size. Safe to use from several threads: lists are popped and appended atomically."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Array]] = {}
+        self._free: dict[int, list[Memory]] = {}
 
-    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        """An uninitialised, 64-byte-aligned, C-contiguous array."""
+    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, int]:
+        """An uninitialised, 64-byte-aligned, C-contiguous array, and its address."""
         nbytes = dtype.itemsize
         for extent in shape:
             nbytes *= extent
         free = self._free.get(nbytes)
         try:
-            raw = free.pop() if free else aligned_bytes(nbytes)
+            memory = free.pop() if free else _fresh(nbytes)
         except IndexError:  # another thread took the last one
-            raw = aligned_bytes(nbytes)
-        return np.asarray(_Lease(self, raw, dtype, shape))
+            memory = _fresh(nbytes)
+        return np.asarray(_Lease(self, memory, dtype, shape)), memory.address
 
-    def give_back(self, raw: Array) -> None:
+    def give_back(self, memory: Memory) -> None:
         """Keeps memory for the next result of its size, unless there is plenty."""
-        free = self._free.get(raw.nbytes)
+        free = self._free.get(memory.nbytes)
         if free is None:
             if len(self._free) >= KEPT_SIZES:
                 self._free.clear()
-            free = self._free.setdefault(raw.nbytes, [])
+            free = self._free.setdefault(memory.nbytes, [])
         if len(free) < KEPT_PER_SIZE:
-            free.append(raw)
+            free.append(memory)
 
 
 class _Lease:
     """Memory lent to one result: the base of its array and of every view of that."""
 
-    __slots__ = ("__array_interface__", "_pool", "_raw")
+    __slots__ = ("__array_interface__", "_memory", "_pool")
 
-    def __init__(self, pool: ResultPool, raw: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, pool: ResultPool, memory: Memory, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> None:
         self._pool = pool
-        self._raw = raw
+        self._memory = memory
         self.__array_interface__ = {
-            "version": 3, "data": (address_of(raw), False), "typestr": dtype.str, "shape": shape,
+            "version": 3, "data": (memory.address, False), "typestr": dtype.str, "shape": shape,
         }  # fmt: skip
 
     def __del__(self) -> None:
-        self._pool.give_back(self._raw)
+        self._pool.give_back(self._memory)

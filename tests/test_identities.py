@@ -272,6 +272,12 @@ VIEW_CASES = {
     "broadcast_of_leading_ones": (
         lambda k: k("broadcast_to", k("expand_dims", k.x, axes=(0, 1)), shape=(4, 4, 2, 5, 3, B)),
         ["broadcast_to"]),
+    "expand_of_broadcast": (
+        lambda k: k("expand_dims", k("broadcast_to", k.x, shape=(4, 2, 5, 3, B)), axes=(1, 3, 6)),
+        ["broadcast_to", "expand_dims"]),
+    "expand_of_broadcast (leading)": (
+        lambda k: k("expand_dims", k("broadcast_to", k.x, shape=(4, 2, 5, 3, B)), axes=(0, 2)),
+        ["broadcast_to"]),
     "slice_of_slice": (
         lambda k: k("slice", k("slice", k.x, starts=(1, 0, 2, 0), steps=(-1, 1, -2, 1), shape=(2, 1, 2, B)),
                     starts=(0, 0, 1, 0), steps=(1, 1, -1, 1), shape=(2, 1, 2, B)), ["slice"]),

@@ -92,31 +92,46 @@ def reads_of_state(node: Node) -> Iterator[tuple[Variable, bool]]:
 
 
 def _break_cycles(graph: Graph) -> Graph:
-    import networkx
-
     while True:
         writers = {variable: operand.node for variable, operand in graph.updates.items()}
-        order = networkx.DiGraph()
-        order.add_nodes_from(graph.nodes())
-        order.add_edges_from((o.node, node) for node in graph.nodes() for o in node.inputs)
-        anti: list[tuple[Node, Variable]] = []
-        for node in graph.nodes():
-            for variable, aligned in reads_of_state(node):
-                writer = writers.get(variable)
-                if writer is not None and not (writer is node and aligned):
-                    order.add_edge(node, writer)
-                    anti.append((node, variable))
-        component = {
-            node: index
-            for index, nodes in enumerate(networkx.strongly_connected_components(order))
-            for node in nodes
-        }
-        closing = [(node, v) for node, v in anti if component[node] == component[writers[v]]]
-        if not closing:
+        anti = [
+            (node, variable)
+            for node in graph.nodes()
+            for variable, aligned in reads_of_state(node)
+            if variable in writers and not (aligned and writers[variable] is node)
+        ]
+        edges = [(operand.node, node) for node in graph.nodes() for operand in node.inputs]
+        edges += [(node, writers[variable]) for node, variable in anti]
+        if _is_acyclic(edges):
             return graph
+        component = _components(edges)
+        closing = [(node, v) for node, v in anti if component[node] == component[writers[v]]]
         # The copy reads a leaf only, so it lies on no cycle itself; one variable at a time is enough.
         chosen = min((v for _, v in closing), key=_cost)
         graph = _copy_reads(graph, chosen, [node for node, v in closing if v is chosen])
+
+
+def _is_acyclic(edges: Sequence[tuple[Node, Node]]) -> bool:
+    """Whether all nodes can be ordered. Most graphs can, and then importing networkx would cost most."""
+    following: dict[Node, list[Node]] = {}
+    waiting = Counter(after for _, after in edges)
+    for before, after in edges:
+        following.setdefault(before, []).append(after)
+    ready = [node for node in following if not waiting[node]]
+    while ready:
+        for after in following.get(ready.pop(), ()):
+            waiting[after] -= 1
+            if not waiting[after]:
+                ready.append(after)
+    return not any(waiting.values())
+
+
+def _components(edges: Sequence[tuple[Node, Node]]) -> dict[Node, int]:
+    """The number of each node's strongly connected component."""
+    import networkx
+
+    found = networkx.strongly_connected_components(networkx.DiGraph(edges))
+    return {node: index for index, nodes in enumerate(found) for node in nodes}
 
 
 def _cost(variable: Variable) -> tuple[int, str]:

@@ -17,8 +17,9 @@ def canonical_views(graph: Graph) -> Graph:
 
     Needs: a valid graph. Guarantees: the very same elements. Nothing is left of: a view that changes
     nothing; a reshape that only inserts or drops axes of extent 1 (it is an expand_dims or a squeeze); a
-    transpose that only moves axes of extent 1; two transposes, broadcasts or slices in a row, or two of
-    reshape, expand_dims and squeeze that one could do; a pad by nothing; a concat of one.
+    transpose that only moves axes of extent 1; an expand_dims of a broadcast; two transposes, broadcasts
+    or slices in a row, or two of reshape, expand_dims and squeeze that one could do; a pad by nothing; a
+    concat of one.
     Run-time guards for extents that are only assumed equal belong to the graph as declared: collect them
     there, since a view that goes takes its guards along.
     """
@@ -109,6 +110,20 @@ def _broadcast_of_leading_ones(b: GraphBuilder, node: Node) -> Operand | None:
     return b.broadcast_to(x, node.types[0].shape)
 
 
+def _expand_of_broadcast(b: GraphBuilder, node: Node) -> Operand | None:
+    """Broadcasts come last: expand_dims(broadcast_to(x)) is broadcast_to(expand_dims(x))."""
+    inner = node.inputs[0].node
+    if inner.name != "broadcast_to":
+        return None
+    (x,), axes, shape = inner.inputs, node.attrs["axes"], node.types[0].shape
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    of_x = kept[len(kept) - len(x.shape) :]
+    # What stands before the first axis of x is added by broadcasting.
+    first = of_x[0] if of_x else len(shape)
+    expanded = b.expand_dims(x, [axis - first for axis in axes if axis > first])
+    return b.broadcast_to(expanded, shape)
+
+
 def _slice_of_slice(b: GraphBuilder, node: Node) -> Operand | None:
     """x[s + p (t + q i)] is x[(s + p t) + (p q) i]."""
     inner = node.inputs[0].node
@@ -144,6 +159,7 @@ VIEWS: Mapping[str, tuple[tuple[str, ...], LocalRule]] = {
     "reshape_of_ones": (("reshape",), _as_ones),
     "broadcast_of_broadcast": (("broadcast_to",), _broadcast_of_broadcast),
     "broadcast_of_leading_ones": (("broadcast_to",), _broadcast_of_leading_ones),
+    "expand_of_broadcast": (("expand_dims",), _expand_of_broadcast),
     "slice_of_slice": (("slice",), _slice_of_slice),
     "step_of_one_element": (("slice",), _step_of_one_element),
     "concat_of_one": (("concat",), _concat_of_one),

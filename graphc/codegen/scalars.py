@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from graphc.codegen.builder import Function, Value, constant, register_type
-from graphc.codegen.math import MATH, pow
+from graphc.codegen.math import MATH, floordiv, mod, pow
 from graphc.ir.types import DType
 
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_FLOAT_FUNCTIONS = {"pow": pow, "mod": mod, "floordiv": floordiv}
 _INTEGER_BINARY = {"add": "add", "sub": "sub", "mul": "mul"}
 _LOGICAL_BINARY = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and", "and": "and", "or": "or"}
 _COMPARISONS = {  # (float, signed, unsigned)
@@ -45,8 +46,8 @@ def _emit_float(f: Function, name: str, operands: list[Value]) -> Value:
         return f.fneg(operands[0])
     if name == "abs":
         return f.intrinsic("fabs", operands[0].type, operands[0])
-    if name == "pow":
-        return pow(f, *operands)
+    if name in _FLOAT_FUNCTIONS:
+        return _FLOAT_FUNCTIONS[name](f, *operands)
     return MATH[name](f, *operands)
 
 

@@ -27,6 +27,7 @@ from typing import TypeVar
 from graphc.errors import VerifyError
 from graphc.ir.access import Label, Labels, Read, Reader
 from graphc.ir.graph import Graph, Node, Operand, Variable
+from graphc.ir.ops.contract import split_spec
 from graphc.ir.types import Extent
 
 T = TypeVar("T", bound=Hashable)
@@ -34,6 +35,9 @@ T = TypeVar("T", bound=Hashable)
 MAX_CLUSTER = 200  # nodes; keeps kernels and the search bounded
 OTHER_ORDER = "the axes come in another order"
 SMALL = 4096  # elements that one core may as well sweep alone
+
+SPLIT_RESULT = 32768  # elements of a product that chunks may each keep a copy of
+SPLIT_WORK = 2**20  # multiply-adds below which cutting the contracted axis does not pay
 
 EXPENSIVE = frozenset(
     "exp expm1 log log1p sin cos tanh sigmoid erf pow gelu silu softplus elu selu div sqrt rsqrt "
@@ -77,6 +81,7 @@ class Clustering:
     reader: Reader
     decisions: list[Decision]
     labels: dict[Label, Label]  # representative of each label
+    split: frozenset[Node]  # contractions whose chunks run along the contracted axis
     extents: dict[Label, Extent]
 
 
@@ -107,6 +112,7 @@ class _Fuser:
         # Reductions over leading axes that are gathered beside their operand's kernel, chunk by chunk.
         self.gathered: set[Node] = set()
         self.extents: dict[Label, Extent] = {}
+        self.split = {n for n in self.reader.computed if _splits(n)}
         for node in self.reader.computed:
             order = self._iteration_labels(node)
             cluster = Cluster([node], order, first=self.position[node], last=self.position[node])
@@ -189,6 +195,8 @@ class _Fuser:
         for node in cluster.nodes:
             reduced = self._reduced(node)
             if node is contract:
+                if node in self.split and any(c in members for c, _ in self.consumers[node]):
+                    return "the sum is complete only when all chunks are done"
                 inner |= reduced
             elif reduced:
                 if any(c in members for c, _ in self.consumers[node]):
@@ -223,11 +231,17 @@ class _Fuser:
                 return "a node does not span the parallel axes"
             if set(parallel) & self._reduced(node):
                 return "a reduction over a parallel axis is read inside"
-        for node in cluster.nodes:
-            if node is not contract and self._reduced(node) & inner and self._out(node) & inner:
-                return "a reduction over one inner axis keeps another"
+        if any(node is not contract and not self._fits_sweep(node, inner) for node in cluster.nodes):
+            return "a reduction and the sweep run over different axes"
         cluster.parallel, cluster.inner = parallel, [label for label in cluster.order if label in inner]
         return ""
+
+    def _fits_sweep(self, node: Node, inner: set[Label]) -> bool:
+        """Whether a reduction that takes part in a sweep adds each element once, into one accumulator."""
+        reduced, out = self._reduced(node), self._out(node)
+        if not reduced or not (reduced | out) & inner:
+            return True
+        return inner <= reduced | out and not (reduced & inner and out & inner)
 
     def _scan_label(self, node: Node) -> Label:
         label = self.reader.out_labels[node][node.attrs["axis"]]
@@ -459,7 +473,9 @@ class _Fuser:
         labels = {label: self.find(label) for label in list(self.parent)}
         for label in self.extents:
             labels.setdefault(label, self.find(label))
-        return Clustering(ordered, self.reader, list(self.decisions.values()), labels, self.extents)
+        return Clustering(
+            ordered, self.reader, list(self.decisions.values()), labels, frozenset(self.split), self.extents
+        )
 
     def _gather(self, node: Node) -> None:
         """Joins a reduction over leading axes to the kernel of its operand: it costs no pass of its own."""
@@ -514,6 +530,23 @@ class _Fuser:
             cluster.parallel = [self.find(x) for x in cluster.parallel]
             cluster.inner = [self.find(x) for x in cluster.inner]
         return ordered
+
+
+def _splits(node: Node) -> bool:
+    """Whether a product is small beside what it sums over (a weight gradient over a batch).
+
+    Its chunks then run along the contracted axis, each with its own copy of the result: all cores work
+    on it, and each reads its part of the operands only once, from a cache that can hold it.
+    """
+    if node.op.family != "contract" or not node.types[0].dtype.is_float:
+        return False
+    left, _, result = split_spec(node.attrs["spec"])
+    contracted = [e for x, e in zip(left, node.inputs[0].shape, strict=True) if x not in result]
+    size = node.types[0].size
+    if len(contracted) != 1 or not isinstance(size, int) or size > SPLIT_RESULT:
+        return False
+    (extent,) = contracted
+    return not isinstance(extent, int) or (size * extent >= SPLIT_WORK and extent >= 2 * size)
 
 
 def _positions(items: Sequence[T], after: Mapping[T, Sequence[T]]) -> dict[T, int]:

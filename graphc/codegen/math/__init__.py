@@ -1,13 +1,15 @@
 """Elementary functions as LLVM IR, for float and double at any number of lanes, without libm.
 
 `MATH[name](f, x)` appends the function's code (or a call of a function shared by the module) to `f` and
-returns the result; `pow(f, x, y)` has two operands. docs/math.md has the measured errors.
+returns the result; `pow(f, x, y)`, `mod` and `floordiv` have two operands. docs/math.md has the measured
+errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from graphc.codegen.math.division import floordiv, mod
 from graphc.codegen.math.error_function import erf
 from graphc.codegen.math.exponential import exp, expm1, sigmoid, tanh
 from graphc.codegen.math.logarithm import log, log1p
@@ -34,6 +36,6 @@ MATH: Mapping[str, MathFunction] = {
 }
 
 __all__ = [
-    "MATH", "ceil", "cos", "erf", "exp", "expm1", "floor", "log", "log1p", "pow", "round_half_even",
-    "sigmoid", "sin", "sqrt", "tanh", "trunc",
+    "MATH", "ceil", "cos", "erf", "exp", "expm1", "floor", "floordiv", "log", "log1p", "mod", "pow",
+    "round_half_even", "sigmoid", "sin", "sqrt", "tanh", "trunc",
 ]  # fmt: skip

@@ -6,9 +6,10 @@ import pytest
 
 import graphc as gx
 from graphc.ir.autodiff import vjp
-from graphc.ir.graph import Graph, GraphBuilder, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Origin, rebuild
 from graphc.ir.interpret import interpret
 from graphc.ir.rewrite.recognise_losses import IMPROVES_NUMERICS, LOSSES, recognise_losses
+from graphc.ir.types import float32, int32
 
 B, C = gx.dim("B"), 5
 RNG = np.random.default_rng(3)
@@ -225,6 +226,20 @@ def test_probabilities_that_something_else_reads_stay():
     graph = Graph({"loss": gx.cross_entropy(p, i.y).operand, "p": p.operand})
     after = recognise_losses(graph)
     assert "softmax" in names(after) and "softmax_cross_entropy" in names(after)
+
+
+def test_the_fused_op_belongs_to_the_lines_of_softmax_and_loss():
+    b = GraphBuilder()
+    z = b("input", name="z", dtype=float32, shape=(3, 4))
+    y = b("input", name="y", dtype=int32, shape=(3,))
+    with b.attributed_to(Origin(frozenset({"net.py:7"}))):
+        p = b("softmax", z, axis=1)
+    with b.attributed_to(Origin(frozenset({"net.py:9"}))):
+        loss = b("log", b("pick", p, y, axis=1))
+    after = recognise_losses(Graph({"loss": loss}, origins=b.origins))
+    (fused,) = [node for node in after.nodes() if node.name == "softmax_cross_entropy"]
+    assert after.origin(fused).sites == {"net.py:7", "net.py:9"}
+    assert not any(after.origin(operand.node).sites for operand in fused.inputs)
 
 
 def test_every_rule_is_used():

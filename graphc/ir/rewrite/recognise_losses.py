@@ -40,9 +40,10 @@ def recognise_losses(graph: Graph) -> Graph:
 
     Needs: a valid graph, before differentiation (so that gradients are those of the fused ops) and before
     composites are decomposed. Guarantees: the same function; where the spelling yields a finite number, the
-    same number but for rounding. Probabilities that something else reads stay as they are.
+    same number but for rounding. Probabilities that something else reads stay as they are. A fused op is
+    attributed to the lines of all that it stands for.
     """
-    return apply_rules(canonical_views(graph), LOSSES, "recognise_losses")
+    return apply_rules(canonical_views(graph), LOSSES, "recognise_losses", absorbs=True)
 
 
 # ---------------------------------------------------------------------------------------- looking through

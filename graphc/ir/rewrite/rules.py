@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Origin, rebuild, topological
 
 LocalRule = Callable[[GraphBuilder, Node], Operand | None]
 Table = Mapping[str, tuple[tuple[str, ...], LocalRule]]
 
 
-def apply_rules(graph: Graph, table: Table, name: str) -> Graph:
+def apply_rules(graph: Graph, table: Table, name: str, absorbs: bool = False) -> Graph:
     """Applies a table until no rule changes anything. Rules of one op are tried in the table's order.
 
-    What a rule makes is attributed to the node that it replaces and to `name:rule`.
+    What a rule makes is attributed to the node that it replaces and to `name:rule`; with `absorbs`, where
+    one op stands for several, also to the lines of all nodes that it takes the place of.
     """
     by_op: dict[str, list[tuple[str, LocalRule]]] = {}
     for label, (ops, rule) in table.items():
@@ -29,11 +30,13 @@ def apply_rules(graph: Graph, table: Table, name: str) -> Graph:
             by_op.setdefault(op, []).append((f"{name}:{label}", rule))
     fired = True
     while fired:
-        graph, fired = _sweep(graph, by_op)
+        graph, fired = _sweep(graph, by_op, absorbs)
     return graph
 
 
-def _sweep(graph: Graph, by_op: Mapping[str, Sequence[tuple[str, LocalRule]]]) -> tuple[Graph, bool]:
+def _sweep(
+    graph: Graph, by_op: Mapping[str, Sequence[tuple[str, LocalRule]]], absorbs: bool
+) -> tuple[Graph, bool]:
     fired = False
     checks = IndexChecks()
 
@@ -49,10 +52,21 @@ def _sweep(graph: Graph, by_op: Mapping[str, Sequence[tuple[str, LocalRule]]]) -
                 continue
             if replacement.type == node.types[0] and checks.kept(node.outputs[0], replacement):
                 fired = True
+                if absorbs:
+                    _absorb(builder, node, replacement)
                 return [replacement]
         return node.outputs
 
     return rebuild(graph, rule), fired
+
+
+def _absorb(builder: GraphBuilder, node: Node, replacement: Operand) -> None:
+    """Attributes what is new to the user's lines of everything that it replaces."""
+    old, new = topological(node.outputs), topological([replacement])
+    lost, made = set(old) - set(new), set(new) - set(old)
+    sites = frozenset().union(*(builder.origins[n].sites for n in lost))
+    for n in made:
+        builder.origins[n] = builder.origins[n].merge(Origin(sites))
 
 
 class IndexChecks:

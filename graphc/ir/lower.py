@@ -282,6 +282,9 @@ class Lowering:
 
         A product with few rows is cut along its columns.
         """
+        contract = cluster.contract
+        if contract in self.clustering.split:
+            return cluster.inner[0]
         if not cluster.parallel:
             return None
         extents = {label: self.extent_of(label) for label in cluster.parallel}
@@ -309,7 +312,7 @@ class Lowering:
                 self._combine_slots(node)
 
     def _kernel(self, nest: Nest, cluster: Cluster, form: str, body: tuple[Stmt, ...]) -> Kernel:
-        chunked = nest.parallel[0] if nest.parallel else None
+        chunked = nest.loops[nest.chunk_label] if nest.chunk_label is not None else None
         return Kernel(
             nest.name,
             form,

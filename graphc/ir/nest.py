@@ -93,6 +93,10 @@ class Nest:
             axis = AXIS_NAMES[number] if number < len(AXIS_NAMES) else f"i{number}"
             self.loops[label] = Loop(label, axis, lowering.extent_of(label))
         self.chunk_label = chunk_label
+        if chunk_label in cluster.inner:
+            # Chunks of a contracted axis: the wider operand's columns outermost, so that the strip of it
+            # which a chunk reads stays in cache while the rows of the narrower one pass by.
+            cluster.parallel.sort(key=lambda x: -_known(lowering.extent_of(x)))
         order = [x for x in cluster.parallel if x == chunk_label]
         self.parallel = [self.loops[x] for x in order + [x for x in cluster.parallel if x != chunk_label]]
         self.inner = [self.loops[x] for x in cluster.inner]
@@ -239,13 +243,19 @@ class Nest:
         statements = tuple(self.sweep)
         self.sweep = None
         for loop in reversed(self.inner):
-            statements = (For(loop.axis, loop.extent, statements),)
+            chunked = loop.label == self.chunk_label
+            statements = (For(loop.axis, loop.extent, statements, chunked=chunked),)
         row.extend(statements)
         for node in reductions:
             total = Ref(names[node], node.types[0].dtype)
             self.row_memo[node] = total
             if self._reduces_parallel(node):
                 self._accumulate(node, total, row)
+            elif self.chunk_label in self.lowering.reduced_labels(node):
+                storage, type, _ = self.lowering.accumulator_of(self, node)
+                index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
+                buffer = self.buffer(storage, type, "out")
+                row.append(Store(buffer, (Affine.of(CHUNK), *index), total))
             elif self.lowering.needs_memory(node):
                 self._store_result(node)
 
@@ -481,6 +491,11 @@ class Nest:
         if memo_key not in self.row_memo:
             self.row_memo[memo_key] = self._named("h", value, self.regions[depth])
         return self.row_memo[memo_key]
+
+
+def _known(extent: Extent) -> int:
+    """An extent's value, or a large one where it is symbolic."""
+    return extent if isinstance(extent, int) else 2**30
 
 
 def _distinct(expr: Expr) -> Iterator[Expr]:

@@ -39,6 +39,10 @@ from graphc.ir.kernels import (
 from graphc.ir.types import Extent
 
 
+SPLIT_ROWS = 96
+"""Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What scheduling has to know of a target: vector width in bytes, and its register tile."""
@@ -75,8 +79,18 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
     granule = 1
     if kernel.chunk_axis in tiles:
         granule = tiles[kernel.chunk_axis] * (lanes if kernel.chunk_axis == axis else 1)
-    cost = _cost(_chunk_bodies(body, kernel.chunk_axis), lanes if axis else 1, axis)
+    elif kernel.form == "contract" and _is_split(body):
+        granule = SPLIT_ROWS
+    cost = _cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
     return replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
+
+
+def _is_split(body: Body) -> bool:
+    """Whether the chunked loop is the sum itself."""
+    return any(
+        isinstance(s, For) and s.chunked and any(isinstance(part, Combine) for part in s.body)
+        for s in walk_stmts(body)
+    )
 
 
 def _widest(kernel: Kernel) -> int:
@@ -244,23 +258,16 @@ def _divisor(extent: Extent, most: int) -> int:
 _PICOSECONDS = {"exp": 800, "log": 900, "tanh": 1100, "sigmoid": 1100, "pow": 8000, "sin": 2500, "cos": 2500}
 
 
-def _chunk_bodies(body: Body, axis: str) -> list[Body]:
-    if not axis:
-        return [body]
-    return [s.body for s in walk_stmts(body) if isinstance(s, For) and s.axis == axis and s.chunked]
-
-
-def _cost(bodies: Iterable[Body], lanes: int, vector_axis: str, inside: bool = False) -> Extent:
-    """Rough picoseconds of one run of some statements, on one core."""
+def _cost(body: Body, lanes: int, counted: bool) -> Extent:
+    """Rough picoseconds of one iteration of the chunk axis on one core; what lies outside is not counted."""
     total: Extent = 0
-    for body in bodies:
-        for stmt in body:
-            if isinstance(stmt, For):
-                one = _cost([stmt.body], lanes, vector_axis, inside or stmt.axis == vector_axis)
-                total = total + one * stmt.extent
-            else:
-                work = sum(_expr_cost(e) for e in exprs_of(stmt)) + 100
-                total = total + max(work // (lanes if vector_axis else 1), 1)
+    for stmt in body:
+        if isinstance(stmt, For):
+            one = _cost(stmt.body, lanes, counted or stmt.chunked)
+            total = total + (one if stmt.chunked else one * stmt.extent)
+        elif counted:
+            work = sum(_expr_cost(e) for e in exprs_of(stmt)) + 100
+            total = total + max(work // lanes, 1)
     return total
 
 

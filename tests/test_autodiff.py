@@ -98,7 +98,7 @@ def elementwise(name: str, arity: int = 1, domain: Callable[..., Any] = lambda x
     CASES[name] = make
 
 
-for _name in ("neg", "abs", "square", "exp", "expm1", "sin", "cos", "tanh", "sigmoid", "erf"):
+for _name in ("neg", "abs", "copy", "square", "exp", "expm1", "sin", "cos", "tanh", "sigmoid", "erf"):
     elementwise(_name)
 for _name in ("relu", "selu", "silu", "softplus"):
     elementwise(_name)

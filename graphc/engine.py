@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -25,7 +26,8 @@ from graphc.codegen.target import Target, host_target
 from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
-from graphc.ir.interpret_kernels import CheckFailure, run_kernels
+from graphc.ir.interpret_kernels import CheckFailure
+from graphc.ir.interpret_program import run_program
 from graphc.ir.kernels import Kernel, KernelProgram, Storage
 from graphc.ir.program import BoundProgram, Program, build_program
 from graphc.ir.slabs import address_of, aligned_bytes, place_variables
@@ -58,19 +60,34 @@ class Engine(Protocol):
 # ------------------------------------------------------------------------------------------ native code
 
 
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """One output. `source` is the storage it is copied from after the run, where it is not written to
+    directly."""
+
+    label: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    source: str | None
+
+
 class _Bound:
-    """A program at one size, ready to be called: operand blocks, tables, output shapes."""
+    """A program at one size, ready to be called: operand blocks, tables, results."""
 
     def __init__(self, engine: NativeEngine, bound: BoundProgram) -> None:
         self.bound = bound
         program, bindings = engine.program, bound.bindings
         self.arena = engine.arena(bound.layout.nbytes)
         base = address_of(self.arena)
-        self.output_shapes = {
-            name: _concrete(storage, bindings)
-            for name, storage in program.source.storages.items()
-            if name in engine.result_slots
-        }
+        self.results = [
+            _Result(
+                label,
+                type.dtype.numpy,
+                tuple(evaluate(extent, bindings) for extent in type.shape),
+                None if engine.label_of.get(name) == label else name,
+            )
+            for label, (name, type) in program.source.outputs.items()
+        ]
         operands: list[int] = []
         first: list[int] = []
         fed: list[tuple[int, int]] = []  # feed number, position in the operand blocks
@@ -137,11 +154,13 @@ class NativeEngine:
                 kept.append(_resident(storage))
                 self.addresses[storage.name] = address_of(kept[-1])
         self.kept = tuple(kept)
-        # Storages whose address changes from run to run, and where results lie.
-        moving = [s.name for s in source.storages.values() if s.kind in ("input", "output")]
-        self.feed_numbers = {name: number for number, name in enumerate(moving)}
-        self.result_slots = {s.name for s in source.storages.values() if s.kind == "output"}
+        # What changes its address from run to run: inputs, then the outputs that have memory of their own.
+        self.label_of: dict[str, str] = {}
+        for label, (name, _) in source.outputs.items():
+            if source.storages[name].kind == "output":
+                self.label_of.setdefault(name, label)
         self._inputs = [s.name for s in source.storages.values() if s.kind == "input"]
+        self.feed_numbers = {name: number for number, name in enumerate([*self._inputs, *self.label_of])}
         self._results = ResultPool()
         self._arena = aligned_bytes(0)
         self._bound: OrderedDict[tuple[tuple[str, int], ...], _Bound] = OrderedDict()
@@ -180,68 +199,47 @@ class NativeEngine:
     ) -> dict[str, Array]:
         """See `Engine.run`."""
         ready = self._at(bindings)
-        addresses = ready.block.feeds
-        for name in self._inputs:
-            addresses[self.feed_numbers[name]] = address_of(feeds[name])
-        results = self._results_of(ready, outputs or {})
-        for name, array in results.items():
-            addresses[self.feed_numbers[name]] = address_of(array)
+        given = outputs or {}
+        results: dict[str, Array] = {}
+        addresses = [address_of(feeds[name]) for name in self._inputs]
+        for result in ready.results:
+            array = given.get(result.label)
+            if array is None:
+                array, address = self._results.take(result.dtype, result.shape)
+            else:
+                address = address_of(array)
+            results[result.label] = array
+            if result.source is None:
+                addresses.append(address)
+        ready.block.feeds[:] = addresses
         if ready.block.run():
             self._fail(ready, feeds)
-        return self._labelled(ready, feeds, results, outputs or {})
-
-    def _results_of(self, ready: _Bound, given: Mapping[str, Array]) -> dict[str, Array]:
-        """An array for every output storage: the caller's, or one from the pool."""
-        source = self.program.source
-        results: dict[str, Array] = {}
-        for label, array in given.items():
-            storage, _ = source.outputs[label]
-            if storage in self.result_slots and storage not in results:
-                results[storage] = array
-        for storage, shape in ready.output_shapes.items():
-            if storage not in results:
-                results[storage] = self._results.take(source.storages[storage].type.dtype.numpy, shape)
+        for result in ready.results:
+            if result.source is not None:
+                source = self._look_up(ready, feeds, results, result.source)
+                results[result.label][...] = source.reshape(result.shape)
         return results
 
-    def _labelled(
-        self,
-        ready: _Bound,
-        feeds: Mapping[str, Array],
-        results: Mapping[str, Array],
-        given: Mapping[str, Array],
-    ) -> dict[str, Array]:
-        labelled: dict[str, Array] = {}
-        used: set[str] = set()
-        for label, (storage, type) in self.program.source.outputs.items():
-            shape = tuple(evaluate(extent, ready.bound.bindings) for extent in type.shape)
-            found = results.get(storage)
-            if found is None or storage in used:
-                # Not the output's own memory, or promised to another label already.
-                value = self._look_up(ready, feeds, storage).reshape(shape) if found is None else found
-                found = given.get(label)
-                if found is None:
-                    found = self._results.take(value.dtype, shape)
-                found[...] = value.reshape(shape)
-            used.add(storage)
-            labelled[label] = found.reshape(shape)
-        return labelled
-
-    def _look_up(self, ready: _Bound, feeds: Mapping[str, Array], name: str) -> Array:
-        """The contents of a storage that is not an output."""
+    def _look_up(
+        self, ready: _Bound, feeds: Mapping[str, Array], results: Mapping[str, Array], name: str
+    ) -> Array:
+        """The contents of a storage, after a run."""
         storage = self.program.source.storages[name]
+        if storage.kind == "output":
+            return results[self.label_of[name]]
         if storage.kind == "input":
             return feeds[name]
         if storage.kind == "temporary":
             offset, shape = ready.bound.offset_of(name), _concrete(storage, ready.bound.bindings)
             dtype = storage.type.dtype.numpy
-            nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            nbytes = evaluate(storage.type.nbytes, ready.bound.bindings)
             return ready.arena[offset : offset + nbytes].view(dtype).reshape(shape)
         return _resident(storage)
 
     def _fail(self, ready: _Bound, feeds: Mapping[str, Array]) -> NoReturn:
         launch, _, position = ready.block.status
         kernel = self.program.kernels[launch]
-        raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, name))
+        raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, {}, name))
 
 
 def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
@@ -270,20 +268,21 @@ def index_error(kernel: Kernel, position: int, look_up: Callable[[str], Array]) 
     `look_up` gives the contents of a storage; what a check reads directly is shown.
     """
     what = kernel.origin.partition(":")[0].strip() or kernel.name
-    value = ""
     read = [buffer for buffer in kernel.buffers if buffer.access == "in" and buffer.type.dtype.is_integer]
     if len(read) == 1:
         array = look_up(read[0].storage)
         if position < array.size:
-            value = f" is {array.reshape(-1)[position]}"
-    return IndexRangeError(f"{what}: the index at position {position}{value}, which is out of range")
+            where = tuple(int(at) for at in np.unravel_index(position, array.shape))
+            value = array.reshape(-1)[position]
+            return IndexRangeError(f"{what}: index {value} at position {where} is out of range")
+    return IndexRangeError(f"{what}: the index at position {position} is out of range")
 
 
 # ------------------------------------------------------------------------------------------ interpreters
 
 
 class PythonEngine:
-    """Runs the kernels in plain Python, each one's chunks in an order that changes from run to run."""
+    """Runs the kernels in plain Python, chunks interleaved in an order that changes from run to run."""
 
     name = "python"
 
@@ -299,13 +298,12 @@ class PythonEngine:
         outputs: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """See `Engine.run`."""
-        source = self.program.source
-        bound = self.program.bind(bindings)
         self._seed += 1
         try:
-            results = run_kernels(source, feeds, None, bindings, self._seed, bound.chunk_sizes())
+            results = run_program(self.program.bind(bindings), feeds, None, self._seed)
         except CheckFailure as failure:
-            kernel = next(kernel for kernel in source.kernels if kernel.name == failure.kernel)
+            kernels = self.program.kernels
+            kernel = next(kernel for kernel in kernels if kernel.name == failure.kernel)
             raise index_error(kernel, failure.position, lambda name: self._look_up(feeds, name)) from None
         return written_into(results, outputs)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 from typing import Any
 
@@ -76,8 +77,13 @@ class Program:
     def kernels(self) -> tuple[Kernel, ...]:
         return self.source.kernels
 
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.storage_names)}
+
     def storage_id(self, name: str) -> int:
-        return self.storage_names.index(name)
+        """A storage's row."""
+        return self._ids[name]
 
     def bind(self, bindings: Mapping[str, int]) -> BoundProgram:
         """Evaluates every extent, cuts chunks and lays out the arena. ShapeError for an unbound dim."""
@@ -122,6 +128,10 @@ class BoundProgram:
         regions = self.program.launches["region"].tolist()
         pairs = zip(self.program.kernels, regions, strict=True)
         return {kernel.name: self.chunkings[region].size for kernel, region in pairs}
+
+    def is_placed(self, storage: str) -> bool:
+        """Whether a storage lies in the arena: a temporary that some kernel touches."""
+        return int(self.program.storages["block"][self.program.storage_id(storage)]) >= 0
 
     def offset_of(self, storage: str) -> int:
         """The offset of a temporary in the arena."""

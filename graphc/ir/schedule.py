@@ -209,7 +209,7 @@ def _contract_tiles(
     extent = extents[axis]
     vectors = machine.tile_vectors
     if isinstance(extent, int):
-        needed = -(-extent // lanes)
+        needed = max(-(-extent // lanes), 1)
         vectors = needed if needed <= machine.tile_vectors + 1 else machine.tile_vectors
     others = [a for a in parallel if a != axis]
     if not others:

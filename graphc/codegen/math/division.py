@@ -41,7 +41,10 @@ def _remainder_of_sizes(size: Number, divisor: Number) -> Number:
     scaled, doubled = size.like(Value(type, f.fresh("s"))), size.like(Value(type, f.fresh("d")))
     f.branch(double)
     f.block(double)
-    f.line(f"{scaled.value.ref} = phi {type} [ {divisor.value.ref}, %{entry} ], [ {doubled.value.ref}, %{double} ]")
+    f.line(
+        f"{scaled.value.ref} = phi {type} "
+        f"[ {divisor.value.ref}, %{entry} ], [ {doubled.value.ref}, %{double} ]"
+    )
     fits = scaled.compare("ole", size * 0.5)
     f.line(f"{doubled.value.ref} = select {fits.value}, {(scaled + scaled).value}, {scaled.value}")
     f.branch_if(_any(fits), double, halve)

@@ -182,15 +182,15 @@ class Node:
 def attr_key(value: Any) -> Any:
     """A hashable key under which attribute values are the same only if they mean the same.
 
-    Python's `1 == 1.0 == True` and `0.0 == -0.0` must not merge, and NaN must equal itself."""
+    Python's `1 == 1.0 == True` and `0.0 == -0.0` must not merge, and NaN must equal itself, whatever its bits."""
     if isinstance(value, (bool, int, str, type(None))):
         return (type(value).__name__, value)
     if isinstance(value, float):
-        return ("float", np.float64(value).tobytes())
+        return ("float", "nan" if value != value else np.float64(value).tobytes())
     if isinstance(value, (tuple, list)):
         return ("tuple", tuple(map(attr_key, value)))
     if isinstance(value, np.generic):
-        return (value.dtype.str, value.tobytes())
+        return (value.dtype.str, "nan" if value != value else value.tobytes())
     if isinstance(value, (DType, SymbolicExtent, ConstantData, TensorType)):
         return (type(value).__name__, value)
     if isinstance(value, Variable):

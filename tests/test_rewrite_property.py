@@ -223,7 +223,8 @@ def test_a_pass_keeps_results(rewriting, seed):
     agree(run(graph, drawn), run(after, drawn))
     assert print_graph(graph) == text  # the input is not touched
     assert print_graph(rewriting(after)) == print_graph(rewriting(rewriting(after)))
-    bindings = {v.name: v for v in drawn.variables}
+    constants = [n.attrs["data"] for n in after.nodes() if n.name == "constant"]
+    bindings = {**{v.name: v for v in drawn.variables}, **{c.digest: c.array for c in constants}}
     assert print_graph(parse_graph(print_graph(after), bindings)) == print_graph(after)
 
 

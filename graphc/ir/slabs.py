@@ -38,7 +38,7 @@ def aligned_bytes(nbytes: int) -> Array:
 
 def address_of(array: Array) -> int:
     """The address of an array's first element."""
-    return int(array.__array_interface__["data"][0])
+    return int(array.ctypes.data)
 
 
 def round_up(nbytes: int, alignment: int = ALIGNMENT) -> int:
@@ -87,6 +87,8 @@ class SlabView:
         start: Segment | None = None
         last: Segment | None = None
         for segment in self.segments:
+            if segment.nbytes == 0:
+                continue
             if start is not None and last is not None:
                 if segment.slab is last.slab and segment.offset == last.offset + round_up(last.nbytes):
                     last = segment

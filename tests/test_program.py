@@ -164,7 +164,8 @@ def test_a_check_takes_what_it_depends_on_along():
     )
     text = text.replace(
         "kernel k3",
-        "kernel k9 map i<B>\n  in t: i32[B]\n  out u: i32[B]\n  for i<B> chunked:\n    u[i] = t[i] + 1i32\n\nkernel k3",
+        "kernel k9 map i<B>\n  in t: i32[B]\n  out u: i32[B]\n"
+        "  for i<B> chunked:\n    u[i] = t[i] + 1i32\n\nkernel k3",
     )
     program = checks_first(read(text, {"w": weights()}))
     assert [k.name for k in program.kernels] == ["k9", "k3", "k0", "k1", "k2"]

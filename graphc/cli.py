@@ -1,0 +1,169 @@
+"""The `graphc` command: `graphc demo`, `graphc dump FILE.py:NAME --stage kernels`, `graphc --version`."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import graphc as gx
+from graphc import data, demo
+from graphc.errors import GraphcError, UsageError
+
+if TYPE_CHECKING:
+    from graphc.executable import Executable
+
+EPILOGUE = """examples:
+  graphc demo                                  train on scikit-learn's 1,797 digits
+  graphc demo --data mnist/ --shifts           train on MNIST's files, each image moved by up to a pixel
+  graphc dump network.py:step --stage kernels  the loop nests of an executable or a tensor
+  graphc dump network.py:step --all dumps/     every stage, and what each pass made, as files
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    root = argparse.ArgumentParser(
+        prog="graphc",
+        description="Compiles networks declared as a DAG into native multithreaded CPU code.",
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"graphc {gx.__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_dump(commands)
+    return root
+
+
+def _add_demo(commands: Any) -> None:
+    defaults = demo.Options()
+    command = commands.add_parser(
+        "demo",
+        help="declare, compile and train a classifier of handwritten digits",
+        description="Declares a network, compiles it, trains it on handwritten digits, and prints loss, "
+        "accuracy on the digits held back, seconds per epoch, and where each stage's dump lies.",
+    )
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help=f"a directory with MNIST's {data.MNIST_IMAGES} and {data.MNIST_LABELS} "
+        "(default: scikit-learn's digits)",
+    )
+    command.add_argument(
+        "--epochs", type=_positive, help=f"default: {demo.SMALL_EPOCHS}, or {demo.MNIST_EPOCHS} with --data"
+    )
+    command.add_argument(
+        "--shifts", action="store_true", help="move every training image by up to a pixel, anew each epoch"
+    )
+    command.add_argument("--threads", type=_positive, help="default: GRAPHC_NUM_THREADS, else all there are")
+    command.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
+    command.add_argument(
+        "--dumps",
+        type=Path,
+        default=defaults.dumps,
+        metavar="DIR",
+        help="where the stages are written (default: %(default)s)",
+    )
+    command.set_defaults(run=_demo)
+
+
+def _add_dump(commands: Any) -> None:
+    command = commands.add_parser(
+        "dump",
+        help="print a stage of an executable or a tensor that a Python file declares",
+        description="Executes FILE.py (as a module: what stands under `if __name__ == '__main__'` is left "
+        "out) and prints a stage of the Executable or Tensor called NAME. A tensor is compiled on its own.",
+    )
+    command.add_argument("target", metavar="FILE.py:NAME")
+    command.add_argument(
+        "--stage",
+        default="kernels",
+        help="graph, joint, optimized, kernels, program, llvm, asm, or trail: the passes with their timings "
+        "(default: %(default)s)",
+    )
+    command.add_argument("--all", type=Path, metavar="DIR", help="write all stages into a directory instead")
+    command.set_defaults(run=_dump)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    demo.run(
+        demo.Options(
+            data=arguments.data,
+            epochs=arguments.epochs,
+            shifts=arguments.shifts,
+            threads=arguments.threads,
+            seed=arguments.seed,
+            dumps=arguments.dumps,
+        )
+    )
+
+
+def _dump(arguments: argparse.Namespace) -> None:
+    executable = find(arguments.target)
+    if arguments.all is None:
+        print(executable.dump(arguments.stage), end="")
+        return
+    for path in executable.dump_all(arguments.all):
+        print(path)
+
+
+def find(target: str) -> Executable:
+    """The executable that "FILE.py:NAME" names; a tensor of that name is compiled.
+
+    Raises UsageError if there is no such file or name, or what it names is neither.
+    """
+    from graphc.executable import Executable
+    from graphc.pipeline import compile
+
+    file, colon, name = target.rpartition(":")
+    path = Path(file)
+    if not colon or not name.isidentifier():
+        raise UsageError(f"{target!r} does not have the form FILE.py:NAME")
+    if not path.is_file():
+        raise UsageError(f"there is no file {file}")
+    # As `python FILE.py` would: what lies beside the file can be imported.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        names = runpy.run_path(str(path), run_name="__graphc_dump__")
+    finally:
+        sys.path.pop(0)
+    if name not in names:
+        usable = [k for k, v in names.items() if isinstance(v, (gx.Executable, gx.Tensor))]
+        raise UsageError(
+            f"{file} has no {name!r}; executables and tensors there: {', '.join(usable) or 'none'}"
+        )
+    value = names[name]
+    if isinstance(value, gx.Tensor):
+        return compile(value)
+    if not isinstance(value, Executable):
+        raise UsageError(f"{name} in {file} is {type(value).__name__}, not an Executable or a Tensor")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. An error of graphc's own is printed without a traceback."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except GraphcError as error:
+        print(f"graphc: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough; Python would complain while flushing.
+        sys.stderr.close()
+        return 141
+    except KeyboardInterrupt:
+        print("graphc: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -126,9 +126,10 @@ class Module:
 
     def render(self) -> str:
         head = [f'target triple = "{self.triple}"'] if self.triple else []
-        return "\n".join(
-            [*head, *self._globals.values(), *self._declarations, "", *self._functions.values()]
-        ) + "\n"
+        return (
+            "\n".join([*head, *self._globals.values(), *self._declarations, "", *self._functions.values()])
+            + "\n"
+        )
 
 
 # Lines of text, with regions nested in them.
@@ -278,9 +279,7 @@ class Function:
         if not a.ref.startswith("%"):
             return Value(vector, f"splat ({a.type.element} {a.ref})")
         first = self.emit(vector, f"insertelement {vector} poison, {a}, i64 0")
-        return self.emit(
-            vector, f"shufflevector {first}, {vector} poison, <{lanes} x i32> zeroinitializer"
-        )
+        return self.emit(vector, f"shufflevector {first}, {vector} poison, <{lanes} x i32> zeroinitializer")
 
     def extract(self, a: Value, lane: int | Value) -> Value:
         index = f"i64 {lane}" if isinstance(lane, int) else str(lane)

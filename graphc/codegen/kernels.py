@@ -126,9 +126,7 @@ class KernelEmitter(Memory):
         with self.f.writing_to(self.scopes[0].region):
             for slot, buffer in enumerate(self.kernel.buffers):
                 pointer = pointer_operand(self.f, slot)
-                self.places[buffer.name] = Place(
-                    buffer.name, buffer.type.dtype, buffer.type.shape, pointer
-                )
+                self.places[buffer.name] = Place(buffer.name, buffer.type.dtype, buffer.type.shape, pointer)
         self.body(self.kernel.body)
         self.f.ret(constant(0, I64))
 
@@ -147,7 +145,9 @@ class KernelEmitter(Memory):
             case Var(name, dtype, init):
                 value = self.evaluate(init)
                 # An item for every unrolled iteration, so that the value can differ between them.
-                self.scalars[name] = build(dtype, [a for a in self.axes.values() if a.is_tiled], self.full(value))
+                self.scalars[name] = build(
+                    dtype, [a for a in self.axes.values() if a.is_tiled], self.full(value)
+                )
             case Combine():
                 self.combine(stmt)
             case Assign(name, expr):
@@ -219,9 +219,7 @@ class KernelEmitter(Memory):
                 item = (
                     value.at(key)
                     if value is not None
-                    else emit_prim(
-                        self.f, "mul", self.aligned([t.at(key) for t in factors or ()]), old.dtype
-                    )
+                    else emit_prim(self.f, "mul", self.aligned([t.at(key) for t in factors or ()]), old.dtype)
                 )
                 item = self.wide(item, lanes)
                 if mask is not None:
@@ -248,7 +246,7 @@ class KernelEmitter(Memory):
         names = own | set(value.axes) | (set(guard.axes) if guard else set())
         if not stmt.combine and not names <= own | ({a.name for a in self.axes.values() if not a.is_tiled}):
             raise LoweringError(
-                f"{self.kernel.name}: a store to {stmt.target} differs between iterations that share its address"
+                f"{self.kernel.name}: iterations that share an address of {stmt.target} store different values"
             )
         if stmt.combine:
             # An accumulation happens once per iteration, also of a tiled axis it does not depend on.
@@ -269,11 +267,11 @@ class KernelEmitter(Memory):
                 if merged is None:
                     merged = part
                 else:
-                    both = self.aligned([merged, part])
-                    merged = emit_combine(self.f, stmt.combine, *both, place.dtype)
+                    before, part = self.aligned([merged, part])
+                    merged = emit_combine(self.f, stmt.combine, before, part, place.dtype)
             assert merged is not None
-            mask = guard.at(key) if guard is not None and not shared else None
-            self.store_item(place, linear, key, merged, mask, stmt.combine)
+            own_guard = guard.at(key) if guard is not None and not shared else None
+            self.store_item(place, linear, key, merged, own_guard, stmt.combine)
             return merged
 
         build(place.dtype, kept, item)
@@ -388,7 +386,9 @@ class KernelEmitter(Memory):
         partials: dict[str, Tile] = {}
         for segment in self.segments(stmt):
             for name in carried:
-                self.scalars[name] = self.partial(stmt.axis, segment, outer[name], combines[name], partials.get(name))
+                self.scalars[name] = self.partial(
+                    stmt.axis, segment, outer[name], combines[name], partials.get(name)
+                )
             self.run_segment(stmt, segment, carried)
             partials.update({name: self.scalars[name] for name in carried})
         self.deferred -= set(carried)
@@ -400,9 +400,7 @@ class KernelEmitter(Memory):
         changed = {s.name for s in walk_stmts(body) if isinstance(s, (Combine, Assign))}
         return [name for name in self.scalars if name in changed]
 
-    def partial(
-        self, axis: str, segment: Segment, outer: Tile, combine: str, previous: Tile | None
-    ) -> Tile:
+    def partial(self, axis: str, segment: Segment, outer: Tile, combine: str, previous: Tile | None) -> Tile:
         """Lane-wise accumulators for a segment: what the last segment left, else the neutral element."""
         type = register_type(outer.dtype, segment.lanes)
         identity = constant(combine_identity(combine, outer.dtype), type)

@@ -164,7 +164,9 @@ class Memory:
         value = tile.at(key)
         if value.type.bits == 64:
             return value
-        return self.f.convert("zext" if tile.dtype.kind != "int" else "sext", value, value.type.with_element("i64"))
+        return self.f.convert(
+            "zext" if tile.dtype.kind != "int" else "sext", value, value.type.with_element("i64")
+        )
 
     def lane_offsets(self, linear: Linear, key: dict[str, int], axis: Axis) -> Value | None:
         """What the lanes of a vector access add to its address; None if they are contiguous."""
@@ -209,9 +211,7 @@ class Memory:
             return tail if guard is None else guard
         return self.f.binary("and", tail, self.f.splat(guard, tail.type.lanes))
 
-    def load_tile(
-        self, place: Place, index: Index, guard: Tile | None, fill: float | int | bool
-    ) -> Tile:
+    def load_tile(self, place: Place, index: Index, guard: Tile | None, fill: float | int | bool) -> Tile:
         linear = linearise(index, place.shape)
         names = self.axes_of(frozenset(name for name, _ in linear.terms)) | set(place.axes)
         if guard is not None:
@@ -262,7 +262,13 @@ class Memory:
         return self.f.select(guard, self.f.load(safe, type), constant(fill, type))
 
     def store_item(
-        self, place: Place, linear: Linear, key: dict[str, int], value: Value, guard: Value | None, combine: str
+        self,
+        place: Place,
+        linear: Linear,
+        key: dict[str, int],
+        value: Value,
+        guard: Value | None,
+        combine: str,
     ) -> None:
         """Stores one item; `combine` accumulates into memory. Lanes that share an address are combined."""
         f, axis = self.f, self.vector_axis()

@@ -171,4 +171,3 @@ def reduce_lanes(f: Function, combine: str, value: Value, dtype: DType) -> Value
 
 def splat_to(f: Function, value: Value, lanes: int) -> Value:
     return value if value.type.lanes == lanes else f.splat(value, lanes)
-

@@ -56,7 +56,7 @@ class Reader:
     # ------------------------------------------------------------------------------ classification
 
     def is_inline(self, node: Node) -> bool:
-        """full, iota, extent, and elementwise expressions over them: cheaper to evaluate again than to keep."""
+        """full, iota, extent, and elementwise expressions over them: cheaper to evaluate than to keep."""
         if node not in self._inline:
             self._inline[node] = node.name in INLINE_LEAVES or (
                 node.op.family == "elementwise"

@@ -49,9 +49,10 @@ def _collapsible(kernel: Kernel) -> tuple[For, For] | None:
     for outer, inner in _nested_pairs(kernel):
         if inner.chunked or not _loops_agree(kernel, outer, inner):
             continue
+        if _axes_as_values(kernel) & {outer.axis, inner.axis}:
+            continue
         if all(_access_agrees(kernel, name, index, outer, inner) for name, index in _accesses(kernel)):
-            if not _axes_as_values(kernel) & {outer.axis, inner.axis}:
-                return outer, inner
+            return outer, inner
     return None
 
 

@@ -40,9 +40,12 @@ SPLIT_RESULT = 32768  # elements of a product that chunks may each keep a copy o
 SPLIT_WORK = 2**20  # multiply-adds below which cutting the contracted axis does not pay
 
 EXPENSIVE = frozenset(
-    "exp expm1 log log1p sin cos tanh sigmoid erf pow gelu silu softplus elu selu div sqrt rsqrt "
-    "reciprocal floordiv mod bce_with_logits".split()
-)
+    {
+        "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow", "gelu", "silu",
+        "softplus", "elu", "selu", "div", "sqrt", "rsqrt", "reciprocal", "floordiv", "mod",
+        "bce_with_logits",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ class _Fuser:
     # --------------------------------------------------------------------------------- order edges
 
     def _order_edges(self) -> dict[Node, list[Node]]:
-        """node -> nodes that must come later: its readers, writers of state that it reads, users of a check."""
+        """node -> what must come later: its readers, writers of state that it reads, users of a check."""
         after: dict[Node, list[Node]] = {n: [] for n in self.reader.computed}
         state_readers: dict[Variable, list[Node]] = {}
         checks = [n for n in self.reader.computed if n.op.family == "effect"]
@@ -221,9 +224,10 @@ class _Fuser:
             inner |= set(cluster.order) - common
             inner |= self._trailing(cluster, final, inner)
         parallel = [label for label in cluster.order if label not in inner]
-        if inner and not parallel and len(cluster.nodes) > 1 and not self._is_small(cluster.order):
-            if any(self._reduced(n) and n not in final for n in cluster.nodes):
-                return "the whole tensor would be swept by one core"
+        reads_sums = any(self._reduced(n) and n not in final for n in cluster.nodes)
+        alone = not parallel and len(cluster.nodes) > 1 and not self._is_small(cluster.order)
+        if inner and alone and reads_sums:
+            return "the whole tensor would be swept by one core"
         for node in cluster.nodes:
             if node in final or node in prologue:
                 continue
@@ -334,7 +338,9 @@ class _Fuser:
                 mine = known.get(read.terminal)
                 if mine is None or read.labels is None:
                     continue
-                both = [(self.find(x), self.find(y)) for x, y in zip(mine, read.labels, strict=True) if x and y]
+                both = [
+                    (self.find(x), self.find(y)) for x, y in zip(mine, read.labels, strict=True) if x and y
+                ]
                 if all(forward.get(x, y) == y and backward.get(y, x) == x for x, y in both):
                     forward.update(both)
                     backward.update((y, x) for x, y in both)

@@ -121,7 +121,7 @@ class Operand(NamedTuple):
     """One output of a node."""
 
     node: Node
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # the field's word; nobody searches an Operand by value
 
     @property
     def type(self) -> TensorType:
@@ -182,7 +182,7 @@ class Node:
 def attr_key(value: Any) -> Any:
     """A hashable key under which attribute values are the same only if they mean the same.
 
-    Python's `1 == 1.0 == True` and `0.0 == -0.0` must not merge, and NaN must equal itself, whatever its bits."""
+    Python's `1 == 1.0 == True` and `0.0 == -0.0` must not merge; NaN equals itself, whatever its bits."""
     if isinstance(value, (bool, int, str, type(None))):
         return (type(value).__name__, value)
     if isinstance(value, float):

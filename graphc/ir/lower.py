@@ -1,8 +1,8 @@
 """Lowers clusters to kernels: decides where values lie in memory and assembles the KernelProgram.
 
-    storage of a computed node:  the Variable it updates | the output it is | a temporary
-    a result that chunks add up: a slot per chunk, combined by its only reader if that runs over the
-                                 same elements (or if the result is a scalar), else by a kernel of its own
+storage of a computed node:  the Variable it updates | the output it is | a temporary
+a result that chunks add up: a slot per chunk, combined by its only reader if that runs over the
+                             same elements (or if the result is a scalar), else by a kernel of its own
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from graphc.ir.kernels import (
     Var,
     prim,
 )
-from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, within
+from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, known_extent, within
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import Extent, Guard, TensorType, dim, int64
 
@@ -116,7 +116,7 @@ class Lowering:
                 self._names[node] = [self._add(Storage(f"const.d{data.digest}", type, "constant", data=data))]
 
     def _name_results(self) -> None:
-        """Updates live in their Variable, outputs in a storage that is handed out, the rest in temporaries."""
+        """Updates live in their Variable, outputs in a storage of their own, the rest in temporaries."""
         for variable, operand in self.graph.updates.items():
             if variable.name not in self.storages:
                 self._add(Storage(variable.name, variable.type, "state", variable=variable))
@@ -261,14 +261,10 @@ class Lowering:
                 self.kernels.append(self._scatter_kernel(cluster, name))
             else:
                 self._lower_nest(cluster, name)
-        outputs = {
-            label: (f"out.{label}", operand.type) for label, operand in self.graph.outputs.items()
-        }
+        outputs = {label: (f"out.{label}", operand.type) for label, operand in self.graph.outputs.items()}
         used = {b.storage for k in self.kernels for b in k.buffers}
         storages = {n: s for n, s in self.storages.items() if n in used or s.kind in ("input", "output")}
-        return KernelProgram(
-            storages, tuple(self.kernels), outputs, guards, tuple(self.clustering.decisions)
-        )
+        return KernelProgram(storages, tuple(self.kernels), outputs, guards, tuple(self.clustering.decisions))
 
     def origin_of(self, cluster: Cluster) -> str:
         merged = self.graph.origin(cluster.nodes[0])
@@ -294,7 +290,7 @@ class Lowering:
                 return label
             if extent > 32 or not isinstance(last, int) or (extent >= 8 and last < 8 * extent):
                 return label
-        return max(extents, key=lambda label: extents[label])
+        return max(extents, key=lambda label: known_extent(extents[label]))
 
     def _lower_nest(self, cluster: Cluster, name: str) -> None:
         nest = Nest(self, cluster, name, self.chunk_label(cluster))
@@ -324,7 +320,7 @@ class Lowering:
         )
 
     def _combine_slots(self, node: Node) -> None:
-        """Leaves the slots to their reader where that costs nothing, else adds a kernel that combines them."""
+        """Leaves the slots to their reader where that is free, else adds a kernel that combines them."""
         readers = self._external.get(node, set())
         is_scalar = all(label is None for label in self.out_labels(node))
         if node not in self._names and (is_scalar or self._reader_spans(node, readers)):
@@ -350,7 +346,15 @@ class Lowering:
         )
         origin = f"combine {node.name} " + " ".join(sorted(self.graph.origin(node).sites))
         self.kernels.append(
-            Kernel(name, "columns", buffers, body, axes[0] if axes else "", shape[0] if axes else 1, origin=origin)
+            Kernel(
+                name,
+                "columns",
+                buffers,
+                body,
+                axes[0] if axes else "",
+                shape[0] if axes else 1,
+                origin=origin,
+            )
         )
 
     def _reader_spans(self, node: Node, readers: set[Cluster]) -> bool:
@@ -426,9 +430,7 @@ class Lowering:
         value = nest.pull(node.inputs[0], index)
         nest.sweep.append(Assign("total", prim("add", Ref("total", dtype), value)))
         for storage in self.storages_of(node):
-            nest.sweep.append(
-                Store(nest.buffer(storage, node.types[0], "out"), index, Ref("total", dtype))
-            )
+            nest.sweep.append(Store(nest.buffer(storage, node.types[0], "out"), index, Ref("total", dtype)))
         statements: tuple[Stmt, ...] = tuple(nest.sweep)
         nest.sweep = None
         for loop in reversed(nest.inner):
@@ -447,7 +449,9 @@ class Lowering:
         # The scattered axis is not a loop of the nest, but cleared and then addressed through indices.
         solo = Cluster(cluster.nodes, free, parallel=free, inner=[])
         nest = Nest(self, solo, name, self.chunk_label(solo))
-        index = [Affine() if label is None or label == scattered else nest.index_of(label) for label in labels]
+        index = [
+            Affine() if label is None or label == scattered else nest.index_of(label) for label in labels
+        ]
         rank = len(indices.shape)
         inner = [f"s{n}" for n in range(rank)]
         at = tuple(Affine.of(a) for a in inner)
@@ -467,6 +471,3 @@ class Lowering:
                 body = (For(a, extent, body),)
             row.extend(body)
         return self._kernel(nest, solo, "move", nest.wrapped(tuple(row)))
-
-
-

@@ -52,7 +52,6 @@ from graphc.ir.kernels import (
     map_expr,
     prim,
 )
-from graphc.ir.ops.contract import split_spec
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import Extent, Shape, TensorType, bool_, int64
 
@@ -96,7 +95,7 @@ class Nest:
         if chunk_label in cluster.inner:
             # Chunks of a contracted axis: the wider operand's columns outermost, so that the strip of it
             # which a chunk reads stays in cache while the rows of the narrower one pass by.
-            cluster.parallel.sort(key=lambda x: -_known(lowering.extent_of(x)))
+            cluster.parallel.sort(key=lambda x: -known_extent(lowering.extent_of(x)))
         order = [x for x in cluster.parallel if x == chunk_label]
         self.parallel = [self.loops[x] for x in order + [x for x in cluster.parallel if x != chunk_label]]
         self.inner = [self.loops[x] for x in cluster.inner]
@@ -428,7 +427,9 @@ class Nest:
         assert node.op.scalar is not None
         values = [operand(o, position) for position, o in enumerate(node.inputs)]
         result = node.op.scalar(KernelScalars(), *values, **node.attrs)
-        where = self.sweep if self.sweep is not None and self._mentions_inner(result) else self.regions[self.row]
+        where = (
+            self.sweep if self.sweep is not None and self._mentions_inner(result) else self.regions[self.row]
+        )
         return self.shared(result, where)
 
     def _mentions_inner(self, expr: Expr) -> bool:
@@ -437,7 +438,7 @@ class Nest:
             return True
         if isinstance(expr, IndexValue) and expr.affine.names & self.inner_axes:
             return True
-        if isinstance(expr, Load) or isinstance(expr, Ref):
+        if isinstance(expr, (Load, Ref)):
             assert self.sweep is not None
             lets = {s.name for s in self.sweep if isinstance(s, Let)}
             names = {expr.name} if isinstance(expr, Ref) else {n for a in expr.index for n in a.names}
@@ -493,7 +494,7 @@ class Nest:
         return self.row_memo[memo_key]
 
 
-def _known(extent: Extent) -> int:
+def known_extent(extent: Extent) -> int:
     """An extent's value, or a large one where it is symbolic."""
     return extent if isinstance(extent, int) else 2**30
 
@@ -532,9 +533,7 @@ def view_index(node: Node, index: Index) -> Index:
             return tuple(Affine() if extent == 1 else a for extent, a in zip(shape, tail, strict=True))
         case "slice":
             starts, steps = node.attrs["starts"], node.attrs["steps"]
-            return tuple(
-                a.scale(step) + start for a, start, step in zip(index, starts, steps, strict=True)
-            )
+            return tuple(a.scale(step) + start for a, start, step in zip(index, starts, steps, strict=True))
     raise LoweringError(f"{node!r} is not an affine view")
 
 
@@ -568,4 +567,3 @@ def conjunction(conditions: list[Expr]) -> Expr:
     for number, condition in enumerate(conditions):
         result = condition if number == 0 else prim("and", result, condition)
     return result
-

@@ -109,7 +109,8 @@ COMBINES: Mapping[str, str] = {"sum": "add", "prod": "mul", "max": "maximum", "m
 def combine_identity(combine: str, dtype: DType) -> float | int | bool:
     """The neutral element of sum, prod, max or min for a dtype."""
     if combine in ("sum", "prod"):
-        return dtype.numpy.type(combine == "prod").item()
+        one: float | int | bool = dtype.numpy.type(combine == "prod").item()
+        return one
     if dtype.is_float:
         return float("-inf") if combine == "max" else float("inf")
     if dtype.is_bool:

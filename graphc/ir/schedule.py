@@ -7,7 +7,6 @@ vectors; one whose lanes lie along the contracted axis (a dot product) a tile of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from graphc.ir.collapse import collapse
@@ -37,7 +36,6 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.types import Extent
-
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
@@ -204,8 +202,8 @@ def _contract_tiles(
     budget = machine.tile_rows * machine.tile_vectors
     if axis not in parallel:
         # Dot products: one vector accumulator each for a tile of results.
-        rows = {a: t for a, t in zip(reversed(parallel), (2, 4), strict=False) if extents[a] != 1}
-        return {axis: 1, **{a: _divisor(extents[a], t) for a, t in rows.items()}}
+        nearest = zip(reversed(parallel), (2, 4), strict=False)
+        return {axis: 1, **{a: _divisor(extents[a], most) for a, most in nearest if extents[a] != 1}}
     extent = extents[axis]
     vectors = machine.tile_vectors
     if isinstance(extent, int):

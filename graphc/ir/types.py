@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -201,7 +201,7 @@ class SymbolicExtent:
     __repr__ = __str__
 
 
-Extent = Union[int, SymbolicExtent]
+Extent = int | SymbolicExtent
 Shape = tuple[Extent, ...]
 
 

@@ -45,16 +45,14 @@ def materialise(graph: Graph) -> Graph:
 
     rebuilt = rebuild(graph, rule, "materialise")
     builder = GraphBuilder()
-    origins = dict(rebuilt.origins)
+    builder.origins = dict(rebuilt.origins)
     taken = {operand.node for operand in rebuilt.updates.values()}
     outputs: dict[str, Operand] = {}
     for label, operand in rebuilt.outputs.items():
         if operand.node in taken or not _is_computed(operand.node):
-            # A node built by hand, not interned: two outputs of one value are two copies of it.
-            copied = builder.node("copy", (operand,))
-            copied = Node(copied.op, copied.inputs, copied.attrs, copied.types)
-            origins[copied] = rebuilt.origin(operand.node)
-            operand = Operand(copied, 0)
+            # The label keeps the copies apart: two outputs of one value are two copies of it.
+            with builder.attributed_to(rebuilt.origin(operand.node), "materialise"):
+                operand = builder("copy", operand, label=f"output {label}")
         taken.add(operand.node)
         outputs[label] = operand
-    return Graph(outputs, rebuilt.updates, origins)
+    return Graph(outputs, rebuilt.updates, builder.origins)

@@ -2,6 +2,8 @@
 
 import pytest
 
+import graphc as gx
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -13,3 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be rewritten instead of compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed() -> None:
+    """Every test declares its parameters under the same seed, whatever ran before it."""
+    gx.seed(0)

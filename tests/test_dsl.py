@@ -286,7 +286,7 @@ def test_run_time_indices_are_checked():
 
 def test_parameters_are_reproducible():
     first, second = (gx.param("w", (50, 20), init="normal") for _ in range(2))
-    a, b = run([first, second * 1]) if False else (run(first), run(second))
+    a, b = run(first), run(second)
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, run(gx.param("w2", (50, 20), init="normal")))
     assert not np.array_equal(a, run(gx.param("w", (50, 20), init="normal", seed=3)))

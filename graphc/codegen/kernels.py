@@ -246,7 +246,7 @@ class KernelEmitter(Memory):
         names = own | set(value.axes) | (set(guard.axes) if guard else set())
         if not stmt.combine and not names <= own | ({a.name for a in self.axes.values() if not a.is_tiled}):
             raise LoweringError(
-                f"{self.kernel.name}: iterations that share an address of {stmt.target} store different values"
+                f"{self.kernel.name}: iterations sharing an address of {stmt.target} store different values"
             )
         if stmt.combine:
             # An accumulation happens once per iteration, also of a tiled axis it does not depend on.

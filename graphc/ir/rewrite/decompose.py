@@ -1,4 +1,4 @@
-"""Composite ops, and contractions that sum over nothing, become the primitive ops that they are made of."""
+"""Composite ops become the primitive ops that they are made of."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
-from graphc.ir.ops.contract import split_spec
 from graphc.ir.ops.reduce import spread
-from graphc.ir.types import Shape, bool_, int64
+from graphc.ir.types import bool_, int64
 
 _NOWHERE = int(np.iinfo(np.int64).max)
 
 
 def decompose(graph: Graph) -> Graph:
-    """Replaces every op that has a `decompose`, argmax, argmin and outer products, until none is left.
+    """Replaces every op that has a `decompose`, and argmax and argmin, until none is left.
 
     Needs: a valid graph, after differentiation (composites have better gradients than their parts).
-    Guarantees: no op of family "composite", no argmax or argmin, no contraction without an axis to sum over
-    (a product of two elements for each of the result is a map, which fuses like one); parts that forward and backward passes
+    Guarantees: no op of family "composite", no argmax or argmin; parts that forward and backward passes
     have in common are one node, since they are interned.
     """
     while any(_is_composite(node) for node in graph.nodes()):
@@ -28,14 +26,7 @@ def decompose(graph: Graph) -> Graph:
 
 
 def _is_composite(node: Node) -> bool:
-    return node.op.decompose is not None or node.name in ("argmax", "argmin") or _is_outer_product(node)
-
-
-def _is_outer_product(node: Node) -> bool:
-    if node.name != "contract":
-        return False
-    left, right, result = split_spec(node.attrs["spec"])
-    return set(left) | set(right) == set(result)
+    return node.op.decompose is not None or node.name in ("argmax", "argmin")
 
 
 def _decompose_node(
@@ -43,24 +34,10 @@ def _decompose_node(
 ) -> Sequence[Operand] | None:
     if not _is_composite(node):
         return None
-    if node.name == "contract":
-        left, right, result = split_spec(node.attrs["spec"])
-        factors = [
-            _spread_to(builder, operand, letters, result, node.types[0].shape)
-            for operand, letters in zip(inputs, (left, right), strict=True)
-        ]
-        return [builder("mul", *factors)]
     if node.op.decompose is None:
         return [_position(builder, inputs[0], node.attrs["axis"], node.name)]
     # What is never read is unreachable from the rebuilt graph: this node serves as its own description.
     return node.op.decompose(builder, builder.node(node.op, inputs, node.attrs))
-
-
-def _spread_to(b: GraphBuilder, operand: Operand, letters: str, result: str, shape: Shape) -> Operand:
-    """An operand of a contraction with its axes in the order of the result's, and repeated along the rest."""
-    order = [letters.index(letter) for letter in result if letter in letters]
-    missing = tuple(position for position, letter in enumerate(result) if letter not in letters)
-    return spread(b, b.transpose(operand, order), missing, shape)
 
 
 def _position(b: GraphBuilder, x: Operand, axis: int, name: str) -> Operand:

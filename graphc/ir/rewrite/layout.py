@@ -1,9 +1,11 @@
-"""Lays out the operands of contractions so that vectors run along memory."""
+"""Lays out the operands of contractions so that vectors run along memory; outer products become maps."""
 
 from __future__ import annotations
 
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
 from graphc.ir.ops.contract import split_spec
+from graphc.ir.ops.reduce import spread
+from graphc.ir.types import Shape
 
 
 def lay_out(graph: Graph) -> Graph:
@@ -14,13 +16,20 @@ def lay_out(graph: Graph) -> Graph:
     over the operand, a strided access in the innermost loop one per row of the result.
 
     Needs transposes folded into specs (else the copy would be of a view). Guarantees that the operand
-    with the result's last letter has it last, unless that axis has an extent of 1.
+    with the result's last letter has it last, unless that axis has an extent of 1; and that a contraction
+    sums over something: one product for each element of the result is a map, and fuses like one.
     """
 
     def rule(builder: GraphBuilder, node: Node, inputs: tuple[Operand, ...]) -> list[Operand] | None:
         if node.name != "contract":
             return None
         left, right, result = split_spec(node.attrs["spec"])
+        if set(left) | set(right) == set(result):
+            factors = [
+                _repeated(builder, operand, letters, result, node.types[0].shape)
+                for operand, letters in zip(inputs, (left, right), strict=True)
+            ]
+            return [builder("mul", *factors)]
         if not result or node.types[0].shape[-1] == 1:
             return None
         letters, operands = [left, right], list(inputs)
@@ -37,3 +46,10 @@ def lay_out(graph: Graph) -> Graph:
         return [builder("contract", *operands, spec=f"{letters[0]},{letters[1]}->{result}")]
 
     return rebuild(graph, rule, "lay_out")
+
+
+def _repeated(b: GraphBuilder, operand: Operand, letters: str, result: str, shape: Shape) -> Operand:
+    """An operand of a contraction with its axes in the order of the result's, and repeated along the rest."""
+    order = [letters.index(letter) for letter in result if letter in letters]
+    missing = [position for position, letter in enumerate(result) if letter not in letters]
+    return spread(b, b.transpose(operand, order), missing, shape)

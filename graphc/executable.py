@@ -15,7 +15,7 @@ from graphc import checkpoint, training
 from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine, emit_program
 from graphc.errors import FeedError, StateError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
-from graphc.ir.graph import Node, Variable
+from graphc.ir.graph import Graph, Node, Variable
 from graphc.ir.slabs import SlabView, address_of, group_variables, place_variables
 from graphc.ir.types import evaluate
 from graphc.stages import STAGES, CompiledStages, PassRecord
@@ -23,6 +23,7 @@ from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
 if TYPE_CHECKING:
     from graphc.codegen.target import Target
+    from graphc.pipeline import Backend
 
 Array = np.ndarray[Any, Any]
 GRADIENT_PREFIX = "grad."
@@ -46,15 +47,14 @@ class Executable:
         stages: CompiledStages,
         structure: Any,
         *,
-        backend: str = "native",
+        backend: Backend = "native",
         target: Target | None = None,
         optimizer: Any = None,
         plan: OptimizerPlan | None = None,
         site: str = "",
-        make_evaluator: Callable[[], Executable] | None = None,
     ) -> None:
         """`structure` is the label of an output, or a tuple, list or dict of labels. `plan` is what the
-        optimizer does to state. `make_evaluator` compiles the same outputs without any update."""
+        optimizer does to state; `site` the line that called `compile`."""
         self._stages = stages
         self._structure = structure
         self._backend = backend
@@ -63,9 +63,8 @@ class Executable:
         self.site = site
         self._plan = plan
         self._rates: list[LearningRate] = list(plan.lr) if plan is not None else []
-        self._make_evaluator = make_evaluator
         self._evaluator: Executable | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._last_bindings: dict[str, int] | None = None
         self._native_texts: dict[str, str] = {}
         self._lay_out()
@@ -244,16 +243,22 @@ class Executable:
 
     @property
     def evaluator(self) -> Executable:
-        """An executable with the same outputs and parameters that updates nothing (itself, if it does not)."""
+        """The same outputs and parameters without any update (itself, if it has none)."""
         if not self._stages.optimized.updates:
             return self
         if self._evaluator is None:
-            if self._make_evaluator is None:
-                raise UsageError(
-                    "this executable trains; compile the outputs without an optimizer to evaluate"
-                )
-            self._evaluator = self._make_evaluator()
+            self._evaluator = self._without_updates()
         return self._evaluator
+
+    def _without_updates(self) -> Executable:
+        from graphc.pipeline import compile
+
+        graph = self._stages.graph
+        outputs = {label: o for label, o in graph.outputs.items() if label != training.LOSS_LABEL}
+        loss = graph.outputs.get(training.LOSS_LABEL)
+        if loss is not None and loss not in outputs.values() and "loss" not in outputs:
+            outputs["loss"] = loss
+        return compile(Graph(outputs, {}, graph.origins), backend=self._backend)
 
     # -------------------------------------------------------------------------------------- stages
 
@@ -387,7 +392,7 @@ def _rebuilt(structure: Any, results: Mapping[str, Array]) -> Any:
 
 def _after_fork_in_child() -> None:
     for executable in _alive:
-        executable._lock = threading.Lock()
+        executable._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -313,7 +313,16 @@ def test_a_forked_child_runs_and_leaves_the_parent_alone():
     step = network()
     step.run(x=X, t=T)
     before = step.state_dict()
-    step._lock.acquire()  # another thread was inside when the process forked
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with step._lock:
+            inside.set()
+            leave.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    inside.wait(60)  # another thread is inside when the process forks
     child = os.fork()
     if child == 0:
         code = 1
@@ -322,7 +331,8 @@ def test_a_forked_child_runs_and_leaves_the_parent_alone():
             code = 0 if step.state_dict()["optim.step"] == 2 else 2
         finally:
             os._exit(code)
-    step._lock.release()
+    leave.set()
+    other.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert all(before[n].tobytes() == a.tobytes() for n, a in step.state_dict().items())
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from program_support import CHAIN, REVERSE, STEP, chain_feeds, chain_results, read, step_program, weights
 
 from graphc.errors import ShapeError, VerifyError
+from graphc.ir.graph import Variable
 from graphc.ir.interpret_kernels import CheckFailure
 from graphc.ir.interpret_program import run_program
 from graphc.ir.program import MAX_CHUNKS, build_program, chunk_rule, chunk_sizes, compulsory_bytes
-from graphc.ir.regions import Region, checks_first, chunk_local_rows, form_regions
+from graphc.ir.regions import Region, checks_first, chunk_local_rows, form_regions, order_for_regions
 from graphc.ir.text_program import print_program
-from graphc.ir.types import dim, evaluate
+from graphc.ir.types import TensorType, dim, evaluate, float32
 
 BATCHES = (0, 1, 7, 23)
 
@@ -192,6 +193,66 @@ def test_a_failed_check_leaves_state_as_it_was():
     feeds["t"] = np.zeros(9, np.int32)
     run_program(bound, feeds, seed=0)
     assert variable.array.tolist() == [1.0 - 4.5] * 4
+
+
+LAYERS = """
+storage x: f32[B, 8] input
+storage w: f32[8] state #0 trainable
+storage u: f32[8] temporary
+storage a: f32[B, 8] temporary
+storage y: f32[B, 8] output
+output y: f32[B, 8] = y
+
+kernel k0 map i<B> cost 3000
+  in x: f32[B, 8]
+  out a: f32[B, 8]
+  for i<B> chunked:
+    for j<8>:
+      a[i, j] = x[i, j] * 2.0
+
+kernel k1 map j<8>
+  in w: f32[8]
+  out u: f32[8]
+  for j<8> chunked:
+    u[j] = w[7 - j]
+
+kernel k2 map i<B> cost 3000
+  in a: f32[B, 8]
+  in u: f32[8]
+  out y: f32[B, 8]
+  for i<B> chunked:
+    for j<8>:
+      y[i, j] = a[i, j] + u[j]
+
+kernel k3 map j<8>
+  inout w: f32[8]
+  for j<8> chunked:
+    w[j] = w[j] + 1.0
+"""
+
+
+def test_what_is_made_of_state_alone_stands_between_no_two_layers():
+    variable = Variable("w", TensorType(float32, (8,)), lambda: np.arange(8, dtype=np.float32))
+    program = build_program(read(LAYERS, {"w": variable}))
+    assert [k.name for k in program.kernels] == ["k1", "k0", "k2", "k3"]
+    assert program.regions["launch_count"].tolist() == [1, 2, 1]
+    x = np.ones((5, 8), np.float32)
+    for seed in range(3):
+        variable.reset()
+        results = run_program(program.bind({"B": 5}), {"x": x}, seed=seed)
+        assert np.array_equal(results["y"], 2 + np.tile(np.arange(8)[::-1], (5, 1)))
+        assert variable.array.tolist() == list(range(1, 9))
+
+
+def test_kernels_that_are_ready_join_the_region_at_hand():
+    """A kernel that only combines slots does not stand between two kernels over the batch."""
+    text = CHAIN.replace("kernel k2", "kernel late").replace("kernel k3", "kernel k2")
+    first, second = text.index("kernel late"), text.index("kernel k2")
+    swapped = text[:first] + text[second:] + "\n" + text[first:second]
+    program = build_program(read(swapped))
+    assert [k.name for k in program.kernels] == ["k0", "k1", "late", "k2"]
+    assert program.regions["launch_count"].tolist() == [3, 1]
+    assert order_for_regions(program.source) is program.source
 
 
 # --------------------------------------------------------------------------------------------- chunks

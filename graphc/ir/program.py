@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from graphc.ir.kernels import Kernel, KernelProgram
 from graphc.ir.memory import Block, Layout, pack, plan_blocks
-from graphc.ir.regions import checks_first, form_regions
+from graphc.ir.regions import checks_first, form_regions, order_for_regions
 from graphc.ir.types import DTYPES, Extent, evaluate
 
 CHUNK_NANOSECONDS = 10_000
@@ -184,7 +184,7 @@ def build_program(source: KernelProgram) -> Program:
 
     Raises VerifyError where a kernel that can fail would come after one that writes state.
     """
-    source = checks_first(source)
+    source = checks_first(order_for_regions(source))
     kernels = source.kernels
     regions = form_regions(kernels)
     blocks = plan_blocks(source, kernels, regions)

@@ -26,7 +26,6 @@ from graphc.ir.kernels import (
     Kernel,
     KernelProgram,
     Load,
-    Storage,
     Store,
     exprs_of,
     walk_expr,
@@ -143,7 +142,7 @@ def form_regions(kernels: Sequence[Kernel]) -> list[Region]:
     for position in range(1, len(kernels) + 1):
         reason = "the end"
         if position < len(kernels):
-            reason = _barrier(kernels, rows, first, position)
+            reason = _barrier(kernels, rows, range(first, position), position)
         if reason:
             regions.append(Region(first, position - first, reason))
             first = position
@@ -151,13 +150,16 @@ def form_regions(kernels: Sequence[Kernel]) -> list[Region]:
 
 
 def _barrier(
-    kernels: Sequence[Kernel], rows: Sequence[Mapping[str, Rows | None]], first: int, position: int
+    kernels: Sequence[Kernel],
+    rows: Sequence[Mapping[str, Rows | None]],
+    members: Sequence[int],
+    position: int,
 ) -> str:
-    """Why the kernel at `position` cannot join the region that starts at `first`; "" if it can."""
-    kernel, head = kernels[position], kernels[first]
-    if position - first >= MAX_KERNELS:
+    """Why the kernel at `position` cannot join a region of these members; "" if it can."""
+    kernel, head = kernels[position], kernels[members[0]]
+    if len(members) >= MAX_KERNELS:
         return "the region is full"
-    if has_check(kernel) or has_check(kernels[position - 1]):
+    if has_check(kernel) or has_check(head):
         return "a check"
     if bool(kernel.chunk_axis) != bool(head.chunk_axis) or kernel.chunk_extent != head.chunk_extent:
         return f"{kernel.name} is chunked over {kernel.chunk_extent}, not {head.chunk_extent}"
@@ -165,7 +167,7 @@ def _barrier(
         return ""
     written = storages_written(kernel)
     touched = written | storages_read(kernel)
-    for earlier in range(first, position):
+    for earlier in members:
         before = kernels[earlier]
         before_written = storages_written(before)
         shared = (before_written & touched) | (storages_read(before) & written)
@@ -187,9 +189,10 @@ def checks_first(program: KernelProgram) -> KernelProgram:
     needed: set[int] = {n for n, kernel in enumerate(kernels) if has_check(kernel)}
     if not needed:
         return program
+    dependences = _dependences(kernels)
     for position in reversed(range(len(kernels))):
         if position in needed:
-            needed |= set(_predecessors(kernels, position))
+            needed |= dependences[position]
     order = [n for n in range(len(kernels)) if n in needed] + [
         n for n in range(len(kernels)) if n not in needed
     ]
@@ -204,16 +207,55 @@ def checks_first(program: KernelProgram) -> KernelProgram:
     return replace(program, kernels=tuple(kernels[n] for n in order))
 
 
-def _predecessors(kernels: Sequence[Kernel], position: int) -> Iterator[int]:
-    """The earlier kernels that a kernel must come after: it reads, or overwrites, what they touch."""
-    read, written = storages_read(kernels[position]), storages_written(kernels[position])
-    for earlier in range(position):
-        before = kernels[earlier]
-        theirs = storages_written(before)
-        if theirs & (read | written) or storages_read(before) & written:
-            yield earlier
+def order_for_regions(program: KernelProgram) -> KernelProgram:
+    """Brings kernels that can share a region together, as far as their dependences allow.
+
+    What is made of state alone (a weight laid out anew) goes first, so that it stands between no two
+    layers. Then the region at hand takes every kernel that is ready and may join it, in the given order.
+    """
+    kernels = program.kernels
+    state = {name for name, storage in program.storages.items() if storage.kind in ("state", "constant")}
+    waiting = dict(enumerate(_dependences(kernels)))
+    early = {
+        n
+        for n, kernel in enumerate(kernels)
+        if storages_read(kernel) <= state and not storages_written(kernel) & state and not waiting[n]
+    }
+    rows = [chunk_local_rows(kernel) for kernel in kernels]
+    order: list[int] = []
+    done: set[int] = set()
+    region: list[int] = []
+    while waiting:
+        ready = [n for n, before in waiting.items() if before <= done]
+        joining = [n for n in ready if region and not _barrier(kernels, rows, region, n)]
+        checks = [n for n in ready if has_check(kernels[n])]
+        chosen = min(checks or joining or [n for n in ready if n in early] or ready)
+        if chosen not in joining:
+            region = []
+        region.append(chosen)
+        order.append(chosen)
+        done.add(chosen)
+        del waiting[chosen]
+    if order == list(range(len(kernels))):
+        return program
+    return replace(program, kernels=tuple(kernels[n] for n in order))
 
 
-def storages_of_kind(storages: Mapping[str, Storage], *kinds: str) -> list[Storage]:
-    """The storages of some kinds, in order."""
-    return [storage for storage in storages.values() if storage.kind in kinds]
+def _dependences(kernels: Sequence[Kernel]) -> list[set[int]]:
+    """For each kernel the earlier ones that it must come after: it reads, or overwrites, what they touch."""
+    writers: dict[str, list[int]] = {}
+    readers: dict[str, list[int]] = {}
+    result: list[set[int]] = []
+    for number, kernel in enumerate(kernels):
+        read, written = storages_read(kernel), storages_written(kernel)
+        before: set[int] = set()
+        for storage in read | written:
+            before.update(writers.get(storage, ()))
+        for storage in written:
+            before.update(readers.get(storage, ()))
+        for storage in read:
+            readers.setdefault(storage, []).append(number)
+        for storage in written:
+            writers.setdefault(storage, []).append(number)
+        result.append(before)
+    return result

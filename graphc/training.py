@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Any]
 Metric = Callable[[Mapping[str, Array], Feeds], Any]
 Callback = Callable[[int, dict[str, float]], Any]
-LOSS_LABEL = "loss."
+LOSS_LABEL = "__loss__"
 """The label under which a training step keeps a loss that the user did not ask for as an output."""
 
 

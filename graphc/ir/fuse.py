@@ -110,6 +110,8 @@ class _Fuser:
         # Every edge of `after` goes to a later position, so a search for paths can stop early.
         self.position = _positions(self.reader.computed, self.after)
         self.reader.computed.sort(key=self.position.__getitem__)
+        # For each position the first one of the clusters that reach as far.
+        self.reach = list(range(len(self.reader.computed)))
         self.cluster_of: dict[Node, Cluster] = {}
         self.decisions: dict[tuple[Node, Node], Decision] = {}
         # Reductions over leading axes that are gathered beside their operand's kernel, chunk by chunk.
@@ -447,7 +449,7 @@ class _Fuser:
                     stack.append(cluster)
         while stack:
             cluster = stack.pop()
-            if cluster.first > goal.last:
+            if self._lowest(cluster.first) > goal.last:
                 continue
             for node in cluster.nodes:
                 for later in self.after[node]:
@@ -458,6 +460,21 @@ class _Fuser:
                         seen.add(following)
                         stack.append(following)
         return False
+
+    def _lowest(self, position: int) -> int:
+        """No node before this one can follow what stands at a position, or later.
+
+        Edges lead to later positions, but within a cluster that spans it a path may go back.
+        """
+        while self.reach[position] < position:
+            position = self.reach[position]
+        return position
+
+    def _span(self, cluster: Cluster) -> None:
+        for position in range(cluster.last, cluster.first, -1):
+            if self.reach[position] <= cluster.first:
+                break
+            self.reach[position] = cluster.first
 
     # ------------------------------------------------------------------------------------- search
 
@@ -511,6 +528,7 @@ class _Fuser:
             merged, refusal = self._merge(a, b)
             taken, reason = merged is not None, refusal or reason
             if merged is not None:
+                self._span(merged)
                 for member in merged.nodes:
                     self.cluster_of[member] = merged
         known = self.decisions.get((node, consumer))

@@ -22,6 +22,7 @@ from graphc import settings
 from graphc.dsl import Tensor, from_operand
 from graphc.errors import DeclarationError, ShapeError, UsageError
 from graphc.ir.autodiff import vjp
+from graphc.ir.common import share_expressions
 from graphc.ir.fuse import fuse
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, intern, topological
 from graphc.ir.kernels import KernelProgram
@@ -92,6 +93,7 @@ def passes(request: Request, plan: list[OptimizerPlan]) -> tuple[Pass, ...]:
         Pass("insert_copies", "optimized", insert_copies),
         Pass("materialise", "optimized", materialise),
         Pass("fuse_and_lower", "kernels", fuse_and_lower),
+        Pass("share_expressions", "kernels", share_expressions),
         Pass("schedule", "kernels", lambda program: schedule(program, request.machine)),
     )
 
@@ -310,7 +312,12 @@ def _flatten(outputs: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def _label(key: Any) -> str:
-    if not isinstance(key, str) or not key.replace("_", "a").replace(".", "a").isalnum() or key.endswith(".") or key == LOSS:
+    if (
+        not isinstance(key, str)
+        or not key.replace("_", "a").replace(".", "a").isalnum()
+        or key.endswith(".")
+        or key == LOSS
+    ):
         raise DeclarationError(f"an output is named with letters, digits, '_' and '.', not {key!r}")
     return key if not key[0].isdigit() else f"_{key}"
 
@@ -318,7 +325,9 @@ def _label(key: Any) -> str:
 def _require_loss(loss: Tensor | None, optimizer: Any, wrt: Any) -> None:
     if loss is None:
         if optimizer is not None or wrt is not None:
-            raise DeclarationError("an optimizer or wrt needs a loss to differentiate: compile(..., loss=...)")
+            raise DeclarationError(
+                "an optimizer or wrt needs a loss to differentiate: compile(..., loss=...)"
+            )
         return
     if not isinstance(loss, Tensor):
         raise DeclarationError(f"the loss is a Tensor, not {type(loss).__name__}")

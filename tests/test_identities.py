@@ -221,8 +221,30 @@ def test_a_divisor_whose_inverse_is_no_float_stays():
     assert ops(after) == ["div", "full"]
 
 
+def test_a_row_divided_by_a_root_is_multiplied_by_its_reciprocal():
+    for dtype in FD:
+        k = Case(dtype, (B, 1))
+        rows = k("broadcast_to", k.x, shape=(B, 5))
+        before = Graph({"out": k("div", rows, k("broadcast_to", k("sqrt", k.y), shape=(B, 5)))})
+        after = identities(before)
+        assert "div" not in ops(after) and fired(after) >= {"div_by_broadcast_root"}
+        tiny, huge = np.finfo(dtype.numpy).smallest_subnormal, np.finfo(dtype.numpy).max
+        x = np.array([1.0, -0.0, INF, NAN, huge, tiny, 3.7])
+        y = np.array([tiny, huge, INF, 0.0, 2.0, -1.0, 0.1])
+        feeds = {n: v.astype(dtype.numpy)[:, None] for n, v in (("x", x), ("y", y))}
+        expected, found = run(before, feeds), run(after, feeds)
+        np.testing.assert_allclose(found, expected, rtol=4 * np.finfo(dtype.numpy).eps)
+
+
+def test_a_plain_root_is_divided_by():
+    k = Case(float32)
+    graph = identities(Graph({"out": k("div", k.x, k("sqrt", k.y))}))
+    assert ops(graph) == ["div", "sqrt"]
+
+
 def test_every_identity_is_tested():
-    tested = {name.partition(" (")[0] for name in (*TAKEN, *REDUCED)}
+    apart = {"div_by_broadcast_root"}
+    tested = {name.partition(" (")[0] for name in (*TAKEN, *REDUCED)} | apart
     assert tested == set(IDENTITIES)
     assert set(IDENTITIES) > ROUNDING
 

@@ -144,16 +144,17 @@ def _gelu_scalar(s: Any, x: Any, approximate: str) -> Any:
 
 def _gelu_gradient(b: GraphBuilder, ct: Operand, out: Operand, x: Operand, approximate: str) -> Operand:
     """none: Phi(x) + x phi(x). tanh: (1 + t)/2 + x/2 (1 - t^2) k (1 + 3 c x^2), t = tanh(k (x + c x^3))."""
-    # Where gelu is straight, the polynomial and the density would only produce inf * 0.
-    x = b("clip", x, low=-_GELU_SATURATED, high=_GELU_SATURATED)
+    # Where gelu is straight, the polynomial and the density would only produce inf * 0. The first factor
+    # is spelled as in the value, so that both are computed once.
+    whole, x = x, b("clip", x, low=-_GELU_SATURATED, high=_GELU_SATURATED)
     squared = b("square", x)
     if approximate == "tanh":
-        cubic = plus(b, scaled(b, _TANH_CUBIC, squared), 1)
-        t = b("tanh", b("mul", scaled(b, _TANH_SCALE, x), cubic))
+        cubic = plus(b, scaled(b, _TANH_CUBIC, b("square", whole)), 1)
+        t = b("tanh", b("mul", scaled(b, _TANH_SCALE, whole), cubic))
         inner_slope = plus(b, scaled(b, 3 * _TANH_CUBIC * _TANH_SCALE, squared), _TANH_SCALE)
         bend = b("mul", scaled(b, 0.5, b("mul", x, _one_minus(b, b("square", t)))), inner_slope)
     else:
-        t = b("erf", scaled(b, math.sqrt(0.5), x))
+        t = b("erf", scaled(b, math.sqrt(0.5), whole))
         density = scaled(b, 1 / math.sqrt(2 * math.pi), b("exp", scaled(b, -0.5, squared)))
         bend = b("mul", x, density)
     return b("mul", ct, b("add", scaled(b, 0.5, plus(b, t, 1)), bend))

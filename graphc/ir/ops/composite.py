@@ -91,7 +91,9 @@ def _infer_along_axis(name: str) -> Infer:
 def _decompose_softmax(b: GraphBuilder, node: Node) -> Sequence[Operand]:
     (z,), axes = node.inputs, (node.attrs["axis"],)
     parts = _parts(b, z, axes)
-    return [b("div", parts.exponentials, spread(b, parts.total, axes, z.shape))]
+    # One division a row: the total lies between 1 and the number of classes, so its reciprocal is exact
+    # to a rounding.
+    return [b("mul", parts.exponentials, spread(b, b("reciprocal", parts.total), axes, z.shape))]
 
 
 def _reference_softmax(

@@ -10,8 +10,8 @@ Deliberately absent, since some float refutes them:
     (x * a) * b, (x + a) + b with constants a, b    one rounding is not two
     x / 3 = x * (1/3)                               1/3 is rounded (x / 4 = x * 0.25 is taken)
 
-`ROUNDING` marks what is equal to the last few bits only: a sum of n equal terms is one product, and a
-power is a few products.
+`ROUNDING` marks what is equal to the last few bits only: a sum of n equal terms is one product, a power
+is a few products, and dividing a row by a square root is multiplying it by the root's reciprocal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from graphc.ir.types import DType, Extent, TensorType
 
 # A float result may differ by rounding, and be finite where adding up one by one was not.
 IMPROVES_NUMERICS = True
-ROUNDING = frozenset({"sum_of_broadcast", "sum_of_full", "small_powers"})
+ROUNDING = frozenset({"sum_of_broadcast", "sum_of_full", "small_powers", "div_by_broadcast_root"})
 
 
 def identities(graph: Graph) -> Graph:
@@ -228,6 +228,22 @@ def _not_of_comparison(b: GraphBuilder, node: Node) -> Operand | None:
     return b(table[inner.name], *inner.inputs) if inner.name in table else None
 
 
+def _div_by_broadcast_root(b: GraphBuilder, node: Node) -> Operand | None:
+    """One division a row instead of one per element. The reciprocal of a square root is always a normal
+    number (or 0 or inf, where the quotient is too), so nothing overflows that did not before."""
+    x, divisor = node.inputs
+    views: list[Node] = []
+    while divisor.node.name in ("broadcast_to", "expand_dims"):
+        views.append(divisor.node)
+        divisor = divisor.node.inputs[0]
+    if divisor.node.name != "sqrt" or not any(view.name == "broadcast_to" for view in views):
+        return None
+    factor = b("reciprocal", divisor)
+    for view in reversed(views):
+        factor = b(view.name, factor, **view.attrs)
+    return b("mul", x, factor)
+
+
 # ------------------------------------------------------------------------------------- selection and casts
 
 
@@ -395,6 +411,7 @@ IDENTITIES: Mapping[str, tuple[tuple[str, ...], LocalRule]] = {
     "div_one": (("div",), _div_one),                               # x / 1 = x
     "div_minus_one": (("div",), _div_minus_one),                   # x / -1 = -x
     "div_by_power_of_two": (("div",), _div_by_power_of_two),       # x / 4 = x * 0.25
+    "div_by_broadcast_root": (("div",), _div_by_broadcast_root),   # x / sqrt(v) for a row x
     "neg_of_neg": (("neg",), _neg_of_neg),                         # --x = x
     "add_of_neg": (("add",), _add_of_neg),                         # x + -y = x - y
     "sub_of_neg": (("sub",), _sub_of_neg),                         # x - -y = x + y

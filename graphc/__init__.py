@@ -21,6 +21,7 @@ from graphc.errors import (
     ParseError,
     ShapeError,
     StateError,
+    StopTraining,
     UsageError,
     VerifyError,
 )
@@ -140,7 +141,9 @@ from graphc.shaping import (
 
 if TYPE_CHECKING:
     from graphc import nn, optim
+    from graphc.executable import Executable
     from graphc.gradients import grad, jvp
+    from graphc.pipeline import compile, set_num_threads
 
 __version__ = "0.1.0"
 newaxis = None
@@ -169,6 +172,7 @@ __all__ = [
     "ParseError",
     "ShapeError",
     "StateError",
+    "StopTraining",
     "Tensor",
     "UsageError",
     "VerifyError",

@@ -20,7 +20,7 @@ still shares an edge, which spares a read. Every edge leaves a `Decision`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -226,9 +226,7 @@ class _Fuser:
             inner |= set(cluster.order) - common
             inner |= self._trailing(cluster, final, inner)
         parallel = [label for label in cluster.order if label not in inner]
-        reads_sums = any(self._reduced(n) and n not in final for n in cluster.nodes)
-        alone = not parallel and len(cluster.nodes) > 1 and not self._is_small(cluster.order)
-        if inner and alone and reads_sums:
+        if inner and not parallel and len(cluster.nodes) > 1 and not self._is_small(cluster.order):
             return "the whole tensor would be swept by one core"
         for node in cluster.nodes:
             if node in final or node in prologue:
@@ -239,6 +237,8 @@ class _Fuser:
                 return "a reduction over a parallel axis is read inside"
         if any(node is not contract and not self._fits_sweep(node, inner) for node in cluster.nodes):
             return "a reduction and the sweep run over different axes"
+        if any(self._out(n) & inner and not inner <= self._out(n) for n in self._stored(cluster, members)):
+            return "a value that is needed elsewhere does not span the sweep"
         cluster.parallel, cluster.inner = parallel, [label for label in cluster.order if label in inner]
         return ""
 
@@ -248,6 +248,14 @@ class _Fuser:
         if not reduced or not (reduced | out) & inner:
             return True
         return inner <= reduced | out and not (reduced & inner and out & inner)
+
+    def _stored(self, cluster: Cluster, members: set[Node]) -> Iterator[Node]:
+        """The members that are no reductions and are read outside the cluster."""
+        for node in cluster.nodes:
+            if node.op.family not in ("reduce", "contract") and (
+                node in self.results or any(c not in members for c, _ in self.consumers[node])
+            ):
+                yield node
 
     def _scan_label(self, node: Node) -> Label:
         label = self.reader.out_labels[node][node.attrs["axis"]]

@@ -168,6 +168,9 @@ class Lowering:
         while node.name == "reshape":
             node = node.inputs[0].node
         if node in self._partials and node not in self._names:
+            if all(label is None for label in self.out_labels(node)):
+                # One element, read under whatever shape and through whatever index: it stands at 0.
+                index = (Affine(),) * len(node.types[0].shape)
             return self._combined(nest, node, index)
         storage = self.storages_of(node)[0]
         buffer = nest.buffer(storage, operand.type, "in")
@@ -230,7 +233,7 @@ class Lowering:
                 conditions.append(within(inner[-1], 0, source.shape[axis]))
         dtype = source.dtype
         fill = Const(dtype.numpy.type(node.attrs["value"]).item(), dtype)
-        value = nest.pull(source, tuple(inner))
+        value = nest.pull_guarded(source, tuple(inner))
         return guarded(value, conjunction(conditions), fill) if conditions else value
 
     def _concatenated(self, nest: Nest, node: Node, index: Index) -> Expr:
@@ -241,7 +244,7 @@ class Lowering:
         for operand in node.inputs:
             shifted = index[axis] + (start * -1)
             inside = within(shifted, 0, operand.shape[axis])
-            value = nest.pull(operand, (*index[:axis], shifted, *index[axis + 1 :]))
+            value = nest.pull_guarded(operand, (*index[:axis], shifted, *index[axis + 1 :]))
             part = guarded(value, inside, Const(dtype.numpy.type(0).item(), dtype))
             result = part if start == 0 else prim("select", inside, part, result)
             start = start + operand.shape[axis]

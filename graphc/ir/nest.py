@@ -108,6 +108,7 @@ class Nest:
         self.sweep: list[Stmt] | None = None
         self.row_memo: dict[object, Expr] = {}
         self.sweep_memo: dict[object, Expr] = {}
+        self.is_guarded = False
         self.counter = 0
         self.current_level = 0
         self.level: dict[Node, int] = {}
@@ -377,6 +378,13 @@ class Nest:
                 return ExtentValue(node.attrs["extent"])
         return self.hoisted((node, index), self._elementwise(node, lambda o, p: self.pull(o, index)), index)
 
+    def pull_guarded(self, operand: Operand, index: Index) -> Expr:
+        """As `pull`, for an index that may lie outside: its loads stay in the expression, to be guarded."""
+        outer, self.is_guarded = self.is_guarded, True
+        value = self.pull(operand, index)
+        self.is_guarded = outer
+        return value
+
     def member(self, node: Node) -> Expr:
         """The value of a node of this cluster at the current iteration."""
         for memo in (self.sweep_memo if self.sweep is not None else {}, self.row_memo):
@@ -478,7 +486,7 @@ class Nest:
 
     def hoisted(self, key: object, value: Expr, index: Index) -> Expr:
         """A value named at the depth where its index is known, if that is further out than here."""
-        if isinstance(value, (Const, Ref)):
+        if self.is_guarded or isinstance(value, (Const, Ref)):
             return value
         names = {name for affine in index for name in affine.names}
         if self.sweep is not None and names & self.inner_axes:

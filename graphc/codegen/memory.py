@@ -216,11 +216,51 @@ class Memory:
         names = self.axes_of(frozenset(name for name, _ in linear.terms)) | set(place.axes)
         if guard is not None:
             names |= set(guard.axes)
+        elif (rows := self.transposing_axis(place, linear)) is not None:
+            return self._load_transposed(place, linear, rows)
         return build(
             place.dtype,
             self.tiled(names),
             lambda key: self._load(place, linear, key, guard.at(key) if guard else None, fill),
         )
+
+    def transposing_axis(self, place: Place, linear: Linear) -> Axis | None:
+        """The row axis along which a strided access is contiguous, if it has as many rows as lanes."""
+        vector = self.vector_axis()
+        coefficients = dict(linear.terms)
+        if vector is None or any(vector.masks) or place.axes or coefficients.get(vector.name, 0) in (0, 1):
+            return None
+        if any(name in self.scalars for name in coefficients):
+            return None
+        for axis in self.axes.values():
+            if not axis.vector and axis.count == vector.lanes and coefficients.get(axis.name, 0) == 1:
+                return axis
+        return None
+
+    def _load_transposed(self, place: Place, linear: Linear, rows: Axis) -> Tile:
+        """Loads vectors along the rows and turns each square of them in registers."""
+        vector = self.vector_axis()
+        assert vector is not None
+        stride = dict(linear.terms)[vector.name]
+        names = self.axes_of(frozenset(name for name, _ in linear.terms))
+        axes = self.tiled(names)
+        element = memory_type(place.dtype)
+        squares: dict[tuple[int, ...], list[Value]] = {}
+
+        def item(key: dict[str, int]) -> Value:
+            others = tuple(key[axis.name] for axis in axes if axis is not rows)
+            if others not in squares:
+                corner = self.address(place, linear, {**key, rows.name: 0})
+                vectors = []
+                for lane in range(vector.lanes):
+                    offset = self.scaled(constant(lane, I64), stride)
+                    address = self.f.gep(corner, offset, element) if lane else corner
+                    loaded = self.f.load(address, memory_type(place.dtype, vector.lanes))
+                    vectors.append(self.from_memory(loaded, place.dtype))
+                squares[others] = transposed(self.f, vectors)
+            return squares[others][key[rows.name]]
+
+        return build(place.dtype, axes, item)
 
     def _load(
         self, place: Place, linear: Linear, key: dict[str, int], guard: Value | None, fill: float | int | bool
@@ -349,6 +389,23 @@ class Memory:
             copies *= axis.count
         pointer = self.f.alloca(str(memory_type(dtype)), padded * copies)
         return Place(name, dtype, shape, pointer, tuple(axis.name for axis in rows), padded)
+
+
+def transposed(f: Function, rows: list[Value]) -> list[Value]:
+    """A square of vectors with rows and lanes exchanged: blocks of 1, 2, 4, ... lanes swap places."""
+    lanes = len(rows)
+    block = 1
+    while block < lanes:
+        low = [k if not k & block else lanes + k - block for k in range(lanes)]
+        high = [k + block if not k & block else lanes + k for k in range(lanes)]
+        turned = list(rows)
+        for i in range(lanes):
+            if not i & block:
+                turned[i] = f.shuffle(rows[i], rows[i | block], low)
+                turned[i | block] = f.shuffle(rows[i], rows[i | block], high)
+        rows = turned
+        block *= 2
+    return rows
 
 
 def pointer_operand(f: Function, slot: int) -> Value:

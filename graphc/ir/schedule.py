@@ -66,7 +66,9 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         if kernel.form == "contract":
             tiles = _contract_tiles(kernel, axis, extents, lanes, machine)
         else:
-            tiles = {axis: _vectors(extents[axis], lanes, 2 if _is_dear(kernel) else 4)}
+            partner = _turning_axis(kernel, axis)
+            most = 1 if partner else 2 if _is_dear(kernel) else 4
+            tiles = {axis: _vectors(extents[axis], lanes, most), **({partner: lanes} if partner else {})}
 
     def rule(stmt: Stmt) -> Body | None:
         if isinstance(stmt, For) and stmt.axis in tiles:
@@ -139,16 +141,18 @@ def _score(
             continue
         if isinstance(stmt, Store):
             for axis in open_axes:
-                scores[axis] += 2 * weight * _contiguity(kernel, stmt.target, stmt.index, axis)
+                scores[axis] += 2 * weight * _contiguity(kernel, stmt.target, stmt.index, axis, False)
         for expr in exprs_of(stmt):
             for part in walk_expr(expr):
                 if isinstance(part, Load):
                     for axis in open_axes:
-                        scores[axis] += weight * _contiguity(kernel, part.source, part.index, axis)
+                        scores[axis] += weight * _contiguity(kernel, part.source, part.index, axis, True)
 
 
-def _contiguity(kernel: Kernel, name: str, index: Index, axis: str) -> float:
-    """1 for lanes that lie next to each other, -4 for lanes that need a gather, 0 for one element."""
+def _contiguity(kernel: Kernel, name: str, index: Index, axis: str, is_load: bool) -> float:
+    """1 for lanes that lie next to each other, -4 for lanes that need a gather, 0 for one element.
+
+    A strided load is nearly as good if squares of it can be turned in registers."""
     buffer = next((b for b in kernel.buffers if b.name == name), None)
     if buffer is None:
         return 1.0 if index and index[-1].coefficient(axis) == 1 else 0.0
@@ -158,7 +162,42 @@ def _contiguity(kernel: Kernel, name: str, index: Index, axis: str) -> float:
     coefficient = flat.coefficient(axis)
     if coefficient == 0:
         return 0.0
+    if coefficient != 1 and is_load and _turns(kernel, flat, axis):
+        return -0.25
     return 1.0 if coefficient == 1 else -4.0
+
+
+def _turns(kernel: Kernel, flat: Affine, axis: str) -> str:
+    """The other loop of a map along which an access is contiguous, if the two are parallel."""
+    if kernel.form != "map":
+        return ""
+    chain = _chain(kernel.body)
+    partners = (name for name, c in flat.terms if c == 1 and name in chain and name != axis)
+    return next(partners, "") if axis in chain else ""
+
+
+def _chain(body: Body) -> list[str]:
+    """The axes of loops that are nested one in another with no loop beside them."""
+    loops = [stmt for stmt in body if isinstance(stmt, For)]
+    return [loops[0].axis, *_chain(loops[0].body)] if len(loops) == 1 else []
+
+
+def _turning_axis(kernel: Kernel, axis: str) -> str:
+    """The row axis to unroll so that strided loads along the vector axis become squares."""
+    for stmt in walk_stmts(kernel.body):
+        for expr in exprs_of(stmt):
+            for part in walk_expr(expr):
+                if not isinstance(part, Load) or part.guard is not None:
+                    continue
+                buffer = next((b for b in kernel.buffers if b.name == part.source), None)
+                if buffer is None:
+                    continue
+                flat = Affine()
+                for affine, stride in zip(part.index, contiguous_strides(buffer.type.shape), strict=True):
+                    flat = flat + affine.scale(stride)
+                if flat.coefficient(axis) not in (0, 1) and (partner := _turns(kernel, flat, axis)):
+                    return partner
+    return ""
 
 
 def _may_vectorise(kernel: Kernel, body: Body, axis: str) -> bool:

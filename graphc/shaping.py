@@ -159,6 +159,12 @@ def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     position = normalise_axis(axis, parts[0].ndim + 1)
     if any(part.ndim != parts[0].ndim for part in parts):
         raise ShapeError("the ranks differ")
+    for part in parts:
+        if any(
+            isinstance(a, int) and isinstance(b, int) and a != b
+            for a, b in zip(part.shape, parts[0].shape, strict=True)
+        ):
+            raise ShapeError(f"the shapes {parts[0].shape} and {part.shape} differ")
     return concat([dsl.apply("expand_dims", part, axes=(position,)) for part in parts], position)
 
 

@@ -168,6 +168,10 @@ def fit(
     progress: bool | None = None,
 ) -> History:
     """Trains; see `Executable.fit`."""
+    if not executable.ir.optimized.updates:
+        raise UsageError(
+            "fit trains, and this executable updates nothing: compile it with a loss and an optimizer"
+        )
     epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
     listed = [callbacks] if callable(callbacks) else list(callbacks)
     check_data(executable, data, "data")

@@ -343,12 +343,25 @@ class Graph:
 
     def inputs(self) -> dict[str, Node]:
         """Input nodes by name. Raises DeclarationError if two inputs share a name."""
-        return _by_name((n.attrs["name"], n) for n in self.nodes() if n.name == "input")
+        return self._by_name((n.attrs["name"], n) for n in self.nodes() if n.name == "input")
 
     def variables(self) -> dict[str, Variable]:
         """State by name: read, updated or both. Raises DeclarationError if two share a name."""
         read = ((n.variable.name, n.variable) for n in self.nodes() if n.name == "parameter")
-        return _by_name([*read, *((v.name, v) for v in self.updates)])
+        return self._by_name([*read, *((v.name, v) for v in self.updates)])
+
+    def _by_name(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Inputs or variables by name; an error names the lines that declared either."""
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if result.setdefault(name, value) is not value:
+                clashing = [
+                    n for n in self.nodes() if n.name in ("input", "parameter") and _leaf_name(n) == name
+                ]
+                sites = sorted({site for n in clashing for site in self.origin(n).sites})
+                where = f" (declared at {' and '.join(sites)})" if sites else ""
+                raise DeclarationError(f"two different inputs or parameters are named {name!r}{where}")
+        return result
 
     def origin(self, node: Node) -> Origin:
         return self.origins.get(node, NO_ORIGIN)
@@ -373,12 +386,9 @@ class Graph:
         return view
 
 
-def _by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if result.setdefault(name, value) is not value:
-            raise DeclarationError(f"two different inputs or parameters are named {name!r}")
-    return result
+def _leaf_name(node: Node) -> str:
+    """The name of an input or a parameter node."""
+    return str(node.attrs["name"] if node.name == "input" else node.variable.name)
 
 
 Rule = Callable[[GraphBuilder, Node, tuple[Operand, ...]], "Sequence[Operand] | None"]

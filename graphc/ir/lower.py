@@ -8,14 +8,17 @@ a result that chunks add up: a slot per chunk, combined by its only reader if th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from graphc.errors import LoweringError
 from graphc.ir.access import Label, Labels, Read, is_view
 from graphc.ir.fuse import Cluster, Clustering
 from graphc.ir.graph import Graph, Node, Operand
 from graphc.ir.kernels import (
+    CHUNK,
     Affine,
     Assign,
+    Body,
     Buffer,
     Cast,
     Check,
@@ -33,8 +36,11 @@ from graphc.ir.kernels import (
     Stmt,
     Storage,
     Store,
+    Temp,
     Var,
+    map_stmts,
     prim,
+    walk_stmts,
 )
 from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, known_extent, within
 from graphc.ir.scalar import combine_identity
@@ -267,7 +273,8 @@ class Lowering:
         outputs = {label: (f"out.{label}", operand.type) for label, operand in self.graph.outputs.items()}
         used = {b.storage for k in self.kernels for b in k.buffers}
         storages = {n: s for n, s in self.storages.items() if n in used or s.kind in ("input", "output")}
-        return KernelProgram(storages, tuple(self.kernels), outputs, guards, tuple(self.clustering.decisions))
+        kernels = tuple(_with_distinct_names(kernel) for kernel in self.kernels)
+        return KernelProgram(storages, kernels, outputs, guards, tuple(self.clustering.decisions))
 
     def origin_of(self, cluster: Cluster) -> str:
         merged = self.graph.origin(cluster.nodes[0])
@@ -474,3 +481,29 @@ class Lowering:
                 body = (For(a, extent, body),)
             row.extend(body)
         return self._kernel(nest, solo, "move", nest.wrapped(tuple(row)))
+
+
+def _with_distinct_names(kernel: Kernel) -> Kernel:
+    """Renames buffers that are called like one of the kernel's axes or scalars, as that of an input `i`."""
+    taken = {CHUNK}
+    for stmt in walk_stmts(kernel.body):
+        if isinstance(stmt, For):
+            taken.add(stmt.axis)
+        elif isinstance(stmt, (Let, Var, Temp)):
+            taken.add(stmt.name)
+    names = {b.name: f"{b.name}.buffer" for b in kernel.buffers if b.name in taken}
+    if not names:
+        return kernel
+
+    def expr_rule(expr: Expr) -> Expr | None:
+        if isinstance(expr, Load) and expr.source in names:
+            return replace(expr, source=names[expr.source])
+        return None
+
+    def stmt_rule(stmt: Stmt) -> Body | None:
+        if isinstance(stmt, Store) and stmt.target in names:
+            return (replace(stmt, target=names[stmt.target]),)
+        return None
+
+    buffers = tuple(replace(b, name=names.get(b.name, b.name)) for b in kernel.buffers)
+    return replace(kernel, buffers=buffers, body=map_stmts(kernel.body, expr_rule, stmt_rule))

@@ -14,7 +14,8 @@ labels of the dims through which one reads the other become one. It is legal whe
 
 First, reductions over leading axes (bias gradients, sums of losses) join the kernel of their operand.
 Pass 1 joins a node to its readers where that spares the node from memory altogether. Pass 2 joins what
-still shares an edge, which spares a read. Every edge leaves a `Decision`.
+still shares an edge, which spares a read. Pass 3 joins sweeps over one tensor in memory. Every edge
+leaves a `Decision`.
 """
 
 from __future__ import annotations
@@ -300,7 +301,9 @@ class _Fuser:
                 result.add(node)
         return result
 
-    def _merge(self, producer: Cluster, consumer: Cluster) -> tuple[Cluster | None, str]:
+    def _merge(
+        self, producer: Cluster, consumer: Cluster, siblings: bool = False
+    ) -> tuple[Cluster | None, str]:
         """The union of two clusters, or None and the reason why it is not legal."""
         if len(producer.nodes) + len(consumer.nodes) > MAX_CLUSTER:
             return None, "the cluster is large enough"
@@ -317,7 +320,7 @@ class _Fuser:
             return None, "it would make a cycle"
         saved = dict(self.parent)
         self._unify(pairs)
-        merged, reason = self._united(producer, consumer)
+        merged, reason = (None, OTHER_ORDER) if siblings else self._united(producer, consumer)
         if reason == OTHER_ORDER:
             # Two sweeps over one tensor are one sweep, if their axes are taken to be the same.
             self._unify(self._shared_reads(producer, consumer))
@@ -500,6 +503,9 @@ class _Fuser:
             for node in self.reader.computed:
                 for consumer, _ in sorted(self.consumers[node], key=lambda pair: self.position[pair[0]]):
                     changed |= self._join(node, consumer, "spares a read")
+        for readers in self._readers_of_memory().values():
+            for first, second in zip(readers, readers[1:], strict=False):
+                self._join_siblings(first, second)
         ordered = self._launch_order()
         labels = {label: self.find(label) for label in list(self.parent)}
         for label in self.extents:
@@ -507,6 +513,31 @@ class _Fuser:
         return Clustering(
             ordered, self.reader, list(self.decisions.values()), labels, frozenset(self.split), self.extents
         )
+
+    def _readers_of_memory(self) -> dict[Operand, list[Node]]:
+        """Who reads each large tensor that lies in memory, aligned, one node per cluster, in order."""
+        readers: dict[Operand, list[Node]] = {}
+        for node in self.reader.computed:
+            for read in self.reads[node]:
+                large = not isinstance(read.terminal.type.size, int) or read.terminal.type.size > SMALL
+                if large and read.labels is not None and any(label is not None for label in read.labels):
+                    readers.setdefault(read.terminal, []).append(node)
+        return readers
+
+    def _join_siblings(self, first: Node, second: Node) -> None:
+        """Joins the sweeps of two nodes over one tensor, neither of which reads the other."""
+        a, b = self.cluster_of[first], self.cluster_of[second]
+        if a is b or a.contract or b.contract:
+            return
+        merged, _ = self._merge(*((a, b) if a.last < b.last else (b, a)), siblings=True)
+        if merged is not None:
+            for member in merged.nodes:
+                self.cluster_of[member] = merged
+            origin = str(self.graph.origin(second))
+            reason = "spares a second sweep over one tensor"
+            self.decisions[first, second] = Decision(
+                repr(first), repr(second), True, reason, first.types[0].nbytes, origin
+            )
 
     def _gather(self, node: Node) -> None:
         """Joins a reduction over leading axes to the kernel of its operand: it costs no pass of its own."""

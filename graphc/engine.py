@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from graphc.codegen.builder import Module
-from graphc.codegen.jit import LoadedCode, assembly, compile_object
-from graphc.codegen.kernels import EmittedKernel, emit_kernel
+from graphc.codegen.jit import LoadedCode, assembly
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.target import Target, host_target
+from graphc.emission import compile_program, emit_program
 from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
@@ -133,7 +133,7 @@ def _table(columns: int, rows: list[list[int]]) -> np.ndarray[Any, np.dtype[np.i
 class NativeEngine:
     """Compiles a program for a target (default: this machine's) and runs it.
 
-    `llvm` is the text of its module. Raises LoweringError where a kernel cannot be emitted, UsageError
+    Raises LoweringError where a kernel cannot be emitted, UsageError
     where this machine cannot run the target's code.
     """
 
@@ -142,9 +142,10 @@ class NativeEngine:
     def __init__(self, program: Program | KernelProgram, target: Target | None = None) -> None:
         self.program = program if isinstance(program, Program) else build_program(program)
         self.target = target or host_target()
-        self.emitted, self.llvm = emit_program(self.program, self.target)
+        self.compiled = compile_program(self.program, self.target)
+        self.emitted = self.compiled.emitted
         symbols = tuple(dict.fromkeys(kernel.symbol for kernel in self.emitted))
-        self.code = LoadedCode(compile_object(self.llvm, self.target), symbols, self.target)
+        self.code = LoadedCode(self.compiled.object_bytes, symbols, self.target)
         source = self.program.source
         self.addresses: dict[str, int] = {}
         kept: list[Array] = []
@@ -165,6 +166,11 @@ class NativeEngine:
         self._arena = aligned_bytes(0)
         self._bound: OrderedDict[tuple[tuple[str, int], ...], _Bound] = OrderedDict()
 
+    @cached_property
+    def llvm(self) -> str:
+        """The text of the module, emitted when first asked for (code from the cache never was)."""
+        return emit_program(self.program, self.target)[1]
+
     @property
     def asm(self) -> str:
         """The assembly of the module, printed anew on each call."""
@@ -180,6 +186,10 @@ class NativeEngine:
     def bound(self, bindings: Mapping[str, int]) -> BoundProgram:
         """The program laid out at these dims."""
         return self._at(bindings).bound
+
+    def block(self, bindings: Mapping[str, int]) -> ProgramBlock:
+        """The launch table at these dims, with the addresses of the last run."""
+        return self._at(bindings).block
 
     def _at(self, bindings: Mapping[str, int]) -> _Bound:
         key = tuple(bindings.items())
@@ -240,13 +250,6 @@ class NativeEngine:
         launch, _, position = ready.block.status
         kernel = self.program.kernels[launch]
         raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, {}, name))
-
-
-def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
-    """The kernels of a program as one LLVM module: what each became, and the module's text."""
-    module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
-    emitted = tuple(emit_kernel(module, kernel, target.vector_bits) for kernel in program.kernels)
-    return emitted, module.render()
 
 
 def _resident(storage: Storage) -> Array:

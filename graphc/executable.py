@@ -12,7 +12,8 @@ from weakref import WeakSet
 import numpy as np
 
 from graphc import checkpoint, training
-from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine, emit_program
+from graphc.emission import emit_program
+from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine
 from graphc.errors import FeedError, StateError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
 from graphc.ir.graph import Graph, Node, Variable
@@ -24,6 +25,7 @@ from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 if TYPE_CHECKING:
     from graphc.codegen.target import Target
     from graphc.pipeline import Backend
+    from graphc.roofline import RooflineReport
 
 Array = np.ndarray[Any, Any]
 GRADIENT_PREFIX = "grad."
@@ -240,6 +242,13 @@ class Executable:
         step, with all state intact; the finished epochs are returned (`history.interrupted` is set).
         """
         return training.fit(self, data, **options)
+
+    def roofline(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> RooflineReport:
+        """Every kernel of a step on these feeds: FLOPs, bytes, time, and the share of what this machine could
+        do that is reached; see `graphc.roofline`. State is put back afterwards."""
+        from graphc.roofline import roofline
+
+        return roofline(self, {**(feeds or {}), **named})
 
     @property
     def evaluator(self) -> Executable:

@@ -84,6 +84,23 @@ class ProgramBlock:
         launch, code, position = self._header[HEADER_FIELDS.index("status_kernel") :].tolist()
         return launch, code, position
 
+    def part(self, launch: int, times: int = 1) -> ProgramBlock:
+        """A block that runs one launch alone, `times` times, on the operands that this block ran on last.
+
+        Of a region of several launches only this one runs; its chunks stay the same.
+        """
+        first, count = self._regions[:, 1], self._regions[:, 2]
+        region = int(np.flatnonzero((first <= launch) & (launch < first + count))[0])
+        row = [0, launch, 1, int(self._regions[region, 3])]
+        return ProgramBlock(
+            np.array([row] * times, dtype=np.int64).reshape(times, len(REGION_FIELDS)),
+            self._launches,
+            np.zeros((0, len(PATCH_FIELDS)), dtype=np.int64),
+            0,
+            keep_alive=(self,),
+            threads=self._threads,
+        )
+
     def run(self) -> int:
         """Walks the table without the GIL. Returns 0, or the failing kernel's code (see `status`)."""
         return int(self._call(self._argument))

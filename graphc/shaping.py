@@ -315,13 +315,13 @@ def full(shape: ShapeLike, value: bool | int | float, dtype: DTypeLike | None = 
 
 @declares
 def zeros(shape: ShapeLike, dtype: DTypeLike = "float32") -> Tensor:
-    """Zeros."""
+    """A tensor of this shape filled with 0."""
     return dsl.full_of(0, as_dtype(dtype), dsl.as_shape(shape))
 
 
 @declares
 def ones(shape: ShapeLike, dtype: DTypeLike = "float32") -> Tensor:
-    """Ones."""
+    """A tensor of this shape filled with 1."""
     return dsl.full_of(1, as_dtype(dtype), dsl.as_shape(shape))
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,13 @@ def batches(
         yield feeds, batch_extent(executable, feeds)
 
 
+def batch_count(data: Any, batch_size: int) -> int | None:
+    """The batches in an epoch, None where that is not known: an iterable or a function without a length."""
+    if isinstance(data, Mapping):
+        return -(-common_length(data) // batch_size)
+    return len(data) if isinstance(data, Sized) else None
+
+
 def batch_extent(executable: Executable, feeds: Feeds) -> int:
     """The samples in a feed: the first extent of the first input whose first extent is symbolic, else 1."""
     for name, node in executable.inputs.items():
@@ -181,7 +188,7 @@ def fit(
         raise UsageError("an iterator serves one epoch; give fit a list, or a function that makes one")
     history = History()
     random = np.random.default_rng(seed)
-    total = -(-common_length(data) // batch_size) if isinstance(data, Mapping) else None
+    total = batch_count(data, batch_size)
     with _interruptible() as interrupted, _bar(epochs, total, progress) as advance:
         for epoch in range(epochs):
             start = time.perf_counter()
@@ -236,7 +243,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _bar(epochs: int, batch_count: int | None, wanted: bool | None) -> Iterator[Callable[[int, Means], None]]:
+def _bar(epochs: int, total: int | None, wanted: bool | None) -> Iterator[Callable[[int, Means], None]]:
     """A progress bar on stderr where that is a terminal (or if wanted); otherwise nothing."""
     shown = sys.stderr.isatty() if wanted is None else wanted
     if not shown:
@@ -249,10 +256,14 @@ def _bar(epochs: int, batch_count: int | None, wanted: bool | None) -> Iterator[
         TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as progress:
+    # What callbacks print is moved above the bar, unless standard output leads elsewhere than the bar.
+    together = sys.stdout.isatty()
+    with Progress(
+        *columns, console=Console(stderr=True), refresh_per_second=5, redirect_stdout=together
+    ) as progress:
         task = progress.add_task(
             "fit",
-            total=None if batch_count is None else batch_count * epochs,
+            total=None if total is None else total * epochs,
             epoch=f"1/{epochs}",
             figures="",
         )

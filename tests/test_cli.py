@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import cli, data, demo
+from graphc import cli, data, demo, training
 
 NETWORK = """
     import graphc as gx
@@ -172,3 +172,10 @@ def test_demo_trains_on_a_directory_of_mnist_files(tmp_path, capsys):
 def test_demo_says_what_is_missing(tmp_path, capsys):
     assert cli.main(["demo", "--data", str(tmp_path)]) == 1
     assert data.MNIST_IMAGES in capsys.readouterr().err
+
+
+def test_the_demos_progress_bar_knows_how_many_batches_there_are():
+    batches = demo.Batches(np.zeros((130, 4), np.float32), np.zeros(130, np.int32), demo.Options())
+    assert training.batch_count(batches, 1) == len(list(batches)) == 3
+    assert training.batch_count(lambda: batches, 64) is None
+    assert training.batch_count({"x": np.zeros(130)}, 64) == 3

@@ -253,7 +253,7 @@ FEEDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[gx.Graph
     "label 10": (lambda f: {**f, "t": swap(f["t"], 10)}, gx.IndexRangeError, "t.*10"),
     "huge label": (lambda f: {**f, "t": np.full(9, 2**31 - 1, np.int32)}, gx.IndexRangeError, "t"),
     "INT_MIN label": (lambda f: {**f, "t": np.full(9, -(2**31), np.int32)}, gx.IndexRangeError, "t"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

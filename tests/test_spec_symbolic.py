@@ -74,17 +74,21 @@ def test_empty_batch_where_it_is_legal() -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "numpy", "python"])
-def test_empty_batch_where_it_is_not(backend: Any) -> None:
-    """The mean of nothing is NaN, as numpy says; the greatest of nothing does not exist."""
-    B = gx.dim("B")
-    x = gx.input("x", (B, 4))
-    empty = np.zeros((0, 4), np.float32)
-    assert np.isnan(gx.compile(x.mean(), backend=backend).run(x=empty))
-    for function in (lambda v: v.max(), lambda v: v.min(0), lambda v: v.argmax(0), lambda v: v.argmin(0)):
-        exe = gx.compile(function(x), backend=backend)
-        with pytest.raises(gx.GraphcError, match=r"(?i)empty|zero|no element|extent|B"):
-            exe.run(x=empty)
-        exe.run(x=np.ones((2, 4), np.float32))
+def test_extremes_of_nothing(backend: Any) -> None:
+    """The mean of nothing is NaN, as numpy says; an extreme of nothing is refused where that is known before
+    a run, and is the extreme of the dtype where only the run can tell."""
+    x = gx.input("x", (gx.dim("B"), 4))
+    functions = [x.mean(), x.max(), x.min(0), x.cast("int32").max(0), x.argmax(0), x.logsumexp(0)]
+    exe = gx.compile(functions, backend=backend)
+    mean, most, least, integer, position, logs = exe.run(x=np.zeros((0, 4), np.float32))
+    assert np.isnan(mean) and most == -np.inf and least.tolist() == [np.inf] * 4
+    assert (
+        integer.tolist() == [-(2**31)] * 4 and position.tolist() == [0] * 4 and logs.tolist() == [-np.inf] * 4
+    )
+    known = gx.input("y", (0, 4))
+    for refused in (known.max, known.min, lambda: known.argmax(0), lambda: known.logsumexp(0)):
+        with pytest.raises(gx.ShapeError, match="empty"):
+            refused()
 
 
 def test_empty_training_step() -> None:

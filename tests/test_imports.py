@@ -36,6 +36,7 @@ UPPER = (
     "graphc.pipeline",
     "graphc.executable",
     "graphc.engine",
+    "graphc.emission",
     "graphc.cli",
     "graphc.demo",
     "graphc.training",

@@ -15,6 +15,11 @@ from typing import Any
 from graphc.codegen.target import Target, widest_target
 from graphc.errors import LoweringError, UsageError
 
+# With the small code model constants are reached from the program counter, where the JIT's default
+# spends a 10-byte move on each.
+CODEGEN_OPTIONS = {"opt": 2, "reloc": "pic", "codemodel": "small", "jit": True}
+"""How code is generated, whatever the target."""
+
 _library_numbers = itertools.count()
 _load_lock = threading.Lock()
 
@@ -25,6 +30,13 @@ def compile_object(ir_text: str, target: Target) -> bytes:
     The text is parsed and verified; LoweringError carries LLVM's message where it is not valid IR.
     """
     return bytes(_machine(target).emit_object(_parsed(ir_text)))
+
+
+def llvm_version() -> str:
+    """The versions of what generates code: llvmlite and the LLVM in it."""
+    import llvmlite
+
+    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, _initialized().llvm_version_info))}"
 
 
 def assembly(ir_text: str, target: Target) -> str:
@@ -117,10 +129,7 @@ def _machine(target: Target) -> Any:
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu,
         features=target.feature_text,
-        opt=2,
-        reloc="pic",  # with the small code model: constants are reached from the program counter,
-        codemodel="small",  # where the JIT's default spends a 10-byte move on each
-        jit=True,
+        **CODEGEN_OPTIONS,
     )
 
 

@@ -24,8 +24,9 @@ import time
 from functools import cache
 
 from graphc import settings
+from graphc.codegen.cache import cached_object
 from graphc.codegen.cpu_count import available_cpus
-from graphc.codegen.jit import LoadedCode, compile_object
+from graphc.codegen.jit import LoadedCode
 from graphc.codegen.launch_ir import launch_ir
 from graphc.codegen.target import host_target
 from graphc.codegen.threads_ir import (
@@ -247,7 +248,7 @@ def runtime_ir(parking: str) -> str:
 @cache
 def _native_code(parking: str) -> LoadedCode:
     symbols = ("gx_parallel", "gx_close", "gx_stop", "gx_run")
-    return LoadedCode(compile_object(runtime_ir(parking), host_target()), symbols)
+    return LoadedCode(cached_object(runtime_ir(parking), host_target()), symbols)
 
 
 def _default_parking() -> str:

@@ -1,0 +1,387 @@
+"""Object code on disk: what was compiled once is read back, if the whole key is the same.
+
+    entry  = MAGIC, u32 bytes of the header, header, SHA-256 of (header, object), object
+    header = JSON {"parts": {name: [digest, shown]}, "content": ..., "object_bytes": n}
+    key    = SHA-256 over the named parts; the entry's file name
+
+A part is something the object depends on: the code, the CPU, options, versions. The header keeps a digest
+of each (and short ones as text), so that `explain` can tell why an entry was not found. `content` is JSON
+that goes with the object (symbols of kernels).
+
+Loading an object is running code. So the directory and every file in it must belong to this user and be
+writable by nobody else, and the digest is checked before the bytes are handed out. A file that does not
+pass is deleted and compiled again. Trouble with the disk is never an error: it costs one log line and a
+compile. Several processes may share a directory: entries appear by an atomic rename, never change after,
+and an unlinked one stays readable for who has it open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from graphc import settings
+from graphc.codegen.jit import CODEGEN_OPTIONS, compile_object, llvm_version
+from graphc.codegen.target import Target
+
+MAGIC = b"graphc\r\x01"
+"""The last byte is the version of the format; text-mode transfers damage the byte before it."""
+FORMAT = 1
+SUFFIX = ".gxo"
+_TEMPORARY = ".tmp-"
+_STALE_SECONDS = 3600
+"""Temporary files older than this belong to a process that died."""
+_EVICT_TO = 0.9
+"""Eviction frees a little more than it must, so that not every store scans for victims."""
+_SHOWN_CHARACTERS = 160
+_DIGEST_BYTES = 32
+_PRIVATE = 0o700
+
+_log = logging.getLogger(__name__)
+_storing = True
+_IMPORTED = time.time()
+_KERNEL_SOURCES = ("types.py", "scalar.py", "kernels.py", "text_kernels.py", "literals.py")
+"""What emission reads of graphc/ir, and the text form that stands for a kernel in keys."""
+
+Parts = Mapping[str, str]
+Make = Callable[[], tuple[bytes, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the cache. `size` in bytes, `used` the time of the last hit (seconds since the epoch)."""
+
+    path: Path
+    size: int
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """An object with the JSON stored beside it, whether it came from disk, and the key's parts."""
+
+    object_bytes: bytes
+    content: Any
+    hit: bool
+    parts: Parts
+
+
+class Refused(Exception):
+    """A directory or file that the cache does not trust or cannot read; the message says why."""
+
+
+# ------------------------------------------------------------------------------------------ what is cached
+
+
+def cached_object(ir_text: str, target: Target) -> bytes:
+    """The object of an LLVM text, as `jit.compile_object`: from disk if it lies there. Errors as there."""
+    parts = {"kind": "LLVM text", **machine_parts(target), "text": ir_text}
+    return cached(parts, lambda: (compile_object(ir_text, target), None)).object_bytes
+
+
+def cached(parts: Parts, make: Make) -> Cached:
+    """The object and content stored under a key, or what `make` returns, which is then stored.
+
+    `parts` must name everything that `make` depends on; content is JSON. Raises only what `make` raises.
+    """
+    directory = usable_directory()
+    if directory is None:
+        return Cached(*make(), False, parts)
+    path = directory / (key_of(parts) + SUFFIX)
+    try:
+        content, object_bytes = _read(path, parts)
+        return Cached(object_bytes, content, True, parts)
+    except FileNotFoundError:
+        pass
+    except Refused as refusal:
+        _log.warning("cache file %s is deleted and compiled again: %s", path, refusal)
+        with suppress(OSError):
+            path.unlink()
+    except OSError as error:
+        _log.warning("cache file %s is not used: %s", path, error)
+    object_bytes, content = make()
+    if _storing:
+        _store(path, parts, content, object_bytes)
+    return Cached(object_bytes, content, False, parts)
+
+
+def machine_parts(target: Target) -> dict[str, str]:
+    """The parts of every key: format, versions, options and the CPU that code is made for."""
+    return {
+        "format": str(FORMAT),
+        "LLVM": llvm_version(),
+        "options": " ".join(f"{name}={value}" for name, value in CODEGEN_OPTIONS.items()),
+        "triple": target.triple,
+        "cpu": target.cpu,
+        "features": target.feature_text,
+        "vectors": f"{target.name}: {target.registers} registers of {target.vector_bits} bits",
+    }
+
+
+@cache
+def emitter_digest() -> str:
+    """SHA-256 over the sources that turn kernels into LLVM text: any edit of them makes other keys.
+
+    Sources that changed since this module was imported are not those that run (and some installations have
+    none to read): then it is a random number, and keys are good for this process only.
+    """
+    package = Path(__file__).parent.parent
+    files = [package / "__init__.py", *sorted((package / "codegen").rglob("*.py"))]
+    digest = hashlib.sha256()
+    try:
+        for file in [*files, *(package / "ir" / name for name in _KERNEL_SOURCES)]:
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+            if file.stat().st_mtime > _IMPORTED:
+                return os.urandom(32).hex()
+    except OSError:
+        return os.urandom(32).hex()
+    return digest.hexdigest()
+
+
+def key_of(parts: Parts) -> str:
+    """SHA-256 over named parts, in hex. Names and values are length-prefixed, so no two lists agree."""
+    digest = hashlib.sha256()
+    for name, value in parts.items():
+        for text in (name, value):
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def without_storing() -> Iterator[None]:
+    """Within the block misses are compiled and not stored: looking leaves no trace."""
+    global _storing
+    previous, _storing = _storing, False
+    try:
+        yield
+    finally:
+        _storing = previous
+
+
+# ---------------------------------------------------------------------------------------------- directory
+
+
+def usable_directory() -> Path | None:
+    """The directory of entries, made if it is not there; None if caching is off or it cannot be trusted."""
+    if not settings.cache_enabled():
+        return None
+    root = settings.cache_directory()
+    directory = root / "objects"
+    try:
+        directory.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        directory.mkdir(mode=_PRIVATE, exist_ok=True)
+        for place in (root, directory):
+            _require_private(os.stat(place), stat.S_ISDIR)
+    except (OSError, Refused) as error:
+        _warn_once(f"no object cache in {directory}: {error}")
+        return None
+    return directory
+
+
+def _require_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    """Raises Refused unless it is of the right kind, ours, and writable by us alone."""
+    if not is_kind(status.st_mode):
+        raise Refused("it is not a directory" if is_kind is stat.S_ISDIR else "it is not a regular file")
+    if os.name != "posix":
+        return  # elsewhere a user's cache directory is protected by inherited access lists
+    if status.st_uid != os.geteuid():
+        raise Refused(f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & 0o022:
+        raise Refused(f"others can write to it (mode {status.st_mode & 0o777:o})")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
+
+
+# ------------------------------------------------------------------------------------------------- entries
+
+
+def _read(path: Path, parts: Parts) -> tuple[Any, bytes]:
+    """Content and object of an entry. FileNotFoundError if there is none; Refused if it is not sound."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0)  # a FIFO under that name must not block
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Refused(error.strerror or str(error)) from error
+    with open(descriptor, "rb") as file:
+        _require_private(os.fstat(descriptor), stat.S_ISREG)
+        data = file.read()
+    header, object_bytes = _decoded(data)
+    if header["parts"] != _described(parts):
+        raise Refused("it holds the object of another key")
+    with suppress(OSError):  # on a read-only disk the order of use is not kept
+        os.utime(path)
+    return header["content"], object_bytes
+
+
+def _decoded(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and object of an entry's bytes; Refused for anything but what `_encoded` made."""
+    start = len(MAGIC) + 4
+    if data[: len(MAGIC)] != MAGIC or len(data) < start:
+        raise Refused("it does not start like a cache file")
+    end = start + int.from_bytes(data[len(MAGIC) : start], "little")
+    header_text, digest, object_bytes = data[start:end], data[end : end + _DIGEST_BYTES], data[end + 32 :]
+    if hashlib.sha256(header_text + object_bytes).digest() != digest:
+        raise Refused("its digest is wrong")
+    header = json.loads(header_text)
+    if not isinstance(header, dict) or header.get("object_bytes") != len(object_bytes):
+        raise Refused("its length is wrong")
+    return header, object_bytes
+
+
+def _encoded(parts: Parts, content: Any, object_bytes: bytes) -> bytes:
+    header = {"parts": _described(parts), "content": content, "object_bytes": len(object_bytes)}
+    header_text = json.dumps(header, separators=(",", ":")).encode()
+    digest = hashlib.sha256(header_text + object_bytes).digest()
+    return MAGIC + len(header_text).to_bytes(4, "little") + header_text + digest + object_bytes
+
+
+def _described(parts: Parts) -> dict[str, list[str]]:
+    """For each part its digest and, if it is a short line, the part itself."""
+    return {
+        name: [
+            hashlib.sha256(value.encode()).hexdigest(),
+            value if len(value) <= _SHOWN_CHARACTERS and "\n" not in value else "",
+        ]
+        for name, value in parts.items()
+    }
+
+
+def _store(path: Path, parts: Parts, content: Any, object_bytes: bytes) -> None:
+    """Writes an entry next to its place and renames it into it; then makes room. Never raises OSError."""
+    limit = settings.cache_bytes()
+    data = _encoded(parts, content, object_bytes)
+    if len(data) > limit:
+        return
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)  # mode 0600
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        _evict(path.parent, limit)
+    except OSError as error:
+        _warn_once(f"the object cache in {path.parent} cannot be written: {error.strerror or error}")
+
+
+def _evict(directory: Path, limit: int) -> None:
+    """Deletes the entries whose last use is longest ago while all together are larger than `limit` bytes."""
+    found = entries(directory)
+    total = sum(entry.size for entry in found)
+    if total > limit:
+        for entry in found:
+            if total <= limit * _EVICT_TO:
+                break
+            with suppress(OSError):
+                entry.path.unlink()
+            total -= entry.size
+    horizon = time.time() - _STALE_SECONDS
+    for entry in _files(directory, lambda name: name.startswith(_TEMPORARY)):
+        if entry.used < horizon:
+            with suppress(OSError):
+                entry.path.unlink()
+
+
+def entries(directory: Path | None = None) -> list[Entry]:
+    """The entries of a directory (default: the user's), least recently used first."""
+    directory = directory or usable_directory()
+    return [] if directory is None else _files(directory, lambda name: name.endswith(SUFFIX))
+
+
+def _files(directory: Path, wanted: Callable[[str], bool]) -> list[Entry]:
+    found = []
+    with os.scandir(directory) as items:
+        for item in items:
+            if wanted(item.name):
+                with suppress(FileNotFoundError):  # another process may have evicted it meanwhile
+                    status = item.stat(follow_symlinks=False)
+                    found.append(Entry(Path(item.path), status.st_size, status.st_mtime))
+    return sorted(found, key=lambda entry: (entry.used, entry.path))
+
+
+def clear() -> tuple[int, int]:
+    """Deletes every entry of the user's directory; returns how many, and how many bytes they held."""
+    removed, nbytes = 0, 0
+    for entry in entries():
+        with suppress(FileNotFoundError):
+            entry.path.unlink()
+            removed, nbytes = removed + 1, nbytes + entry.size
+    return removed, nbytes
+
+
+def header_of(path: Path) -> dict[str, Any] | None:
+    """The header of an entry, or None if it is not sound."""
+    try:
+        return _decoded(path.read_bytes())[0]
+    except (OSError, Refused):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------- asking
+
+
+def explain(parts: Parts) -> list[str]:
+    """Why a key is or is not in the cache, one line each: which parts the nearest entry has otherwise."""
+    directory = usable_directory()
+    if directory is None:
+        return ["the cache is switched off or its directory is not usable"]
+    path = directory / (key_of(parts) + SUFFIX)
+    try:
+        _read(path, parts)
+        return [f"hit: {path}"]
+    except FileNotFoundError:
+        pass
+    except (OSError, Refused) as error:
+        return [f"miss: {path} is not sound: {error}"]
+    own = _described(parts)
+    nearest: tuple[int, dict[str, Any], Path] | None = None
+    for entry in reversed(entries(directory)):  # of equally near ones the one used last
+        header = header_of(entry.path)
+        if header is not None:
+            distance = len(_differences(own, header["parts"]))
+            if nearest is None or distance < nearest[0]:
+                nearest = distance, header["parts"], entry.path
+    if nearest is None:
+        return ["miss: the cache is empty"]
+    _, other, path = nearest
+    return [f"miss: the nearest entry is {path.name}, and differs in", *_differences(own, other)]
+
+
+def _differences(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each part that two keys do not share: added, removed, changed, or in another order."""
+    lines = []
+    for name in dict.fromkeys([*own, *other]):
+        if name not in other:
+            lines.append(f"  {name}: only in this program")
+        elif name not in own:
+            lines.append(f"  {name}: only in the entry")
+        elif own[name] != other[name]:
+            shown = [value[1] or f"sha256 {value[0][:12]}" for value in (other[name], own[name])]
+            lines.append(f"  {name}: {shown[0]} -> {shown[1]}")
+    if not lines and list(own) != list(other):
+        lines.append("  the order of the kernels")
+    return lines

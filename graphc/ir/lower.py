@@ -142,8 +142,14 @@ class Lowering:
     def storages_of(self, node: Node) -> list[str]:
         """Where a node's value lies; a temporary is made on first demand."""
         if node not in self._names:
-            self._names[node] = [self.temporary(node.types[0])]
+            self._names[node] = [self.temporary(self.type_in_memory(node))]
         return self._names[node]
+
+    def type_in_memory(self, node: Node) -> TensorType:
+        """A node's type as it is stored: with the gap after each row that a spaced copy asks for."""
+        type = node.types[0]
+        spacing = node.attrs.get("spacing", 0) if node.name == "copy" else 0
+        return TensorType(type.dtype, (*type.shape[:-1], type.shape[-1] + spacing)) if spacing else type
 
     def add_row_storage(self, nest: Nest, name: str, type: TensorType) -> None:
         chunks: Extent = dim(f"{nest.name}.chunks") if nest.chunk_label is not None else 1
@@ -179,7 +185,8 @@ class Lowering:
                 index = (Affine(),) * len(node.types[0].shape)
             return self._combined(nest, node, index)
         storage = self.storages_of(node)[0]
-        buffer = nest.buffer(storage, operand.type, "in")
+        spaced = self.type_in_memory(node)
+        buffer = nest.buffer(storage, spaced if spaced != node.types[0] else operand.type, "in")
         return nest.hoisted((storage, operand.shape, index), Load(buffer, index, operand.dtype), index)
 
     def _combined(self, nest: Nest, node: Node, index: Index) -> Expr:

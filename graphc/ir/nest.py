@@ -299,7 +299,7 @@ class Nest:
             value = self._named("v", value, where)
             (self.sweep_memo if self.sweep is not None else self.row_memo)[node] = value
         for storage in self.lowering.storages_of(node):
-            buffer = self.buffer(storage, node.types[0], "out")
+            buffer = self.buffer(storage, self.lowering.type_in_memory(node), "out")
             index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
             where.append(Store(buffer, index, self.shared(value, where)))
 

@@ -362,6 +362,7 @@ elementwise(
 )  # fmt: skip
 elementwise("stop_gradient", "x, through which no gradient flows.", any_dtype, lambda s, x: x)
 elementwise(
-    "copy", "x, in storage of its own. attrs: label, optional (copies with different labels stay apart).",
-    any_dtype, lambda s, x, label="": x, lambda b, ct, out, x, label="": ct,
+    "copy", "x, in storage of its own. attrs: label, optional (copies with different labels stay apart); "
+    "spacing, optional (elements left unused after each row, so that rows do not collide in cache).",
+    any_dtype, lambda s, x, label="", spacing=0: x, lambda b, ct, out, x, label="", spacing=0: ct,
 )  # fmt: skip

@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
 from graphc.ir.ops.contract import split_spec
+from graphc.ir.types import TensorType
 from graphc.ir.ops.reduce import spread
 from graphc.ir.types import Shape
+
+
+COLLIDING_BYTES = 1024
+"""Rows this far apart, or a multiple of it, share few sets of a cache."""
+SPACING = 16  # elements
+COLLIDING_ROWS = 64
+
+
+def _collides(type: TensorType) -> bool:
+    """Whether a column of a matrix maps to so few cache sets that a product would keep evicting it."""
+    if type.rank < 2 or not all(isinstance(extent, int) for extent in type.shape[-2:]):
+        return False
+    rows, columns = (int(extent) for extent in type.shape[-2:])
+    return rows >= COLLIDING_ROWS and columns * type.dtype.itemsize % COLLIDING_BYTES == 0
+
+
+def _spaced(builder: GraphBuilder, operand: Operand) -> Operand:
+    """A copy of an operand, with a gap after each row where rows would collide in cache."""
+    if not _collides(operand.type):
+        return builder("copy", operand)
+    return builder("copy", operand, spacing=SPACING)
 
 
 def lay_out(graph: Graph) -> Graph:
@@ -13,7 +35,8 @@ def lay_out(graph: Graph) -> Graph:
 
     The lanes of a contraction run along the last axis of its result. The operand that has this axis is
     read in whole vectors only if it is that operand's last one too; a transposing copy costs one pass
-    over the operand, a strided access in the innermost loop one per row of the result.
+    over the operand, a strided access in the innermost loop one per row of the result. The same goes for
+    an operand whose rows collide in cache.
 
     Needs transposes folded into specs (else the copy would be of a view). Guarantees that the operand
     with the result's last letter has it last, unless that axis has an extent of 1; and that a contraction
@@ -35,13 +58,15 @@ def lay_out(graph: Graph) -> Graph:
         letters, operands = [left, right], list(inputs)
         for position in (0, 1):
             order = letters[position]
-            if result[-1] not in order or order[-1] == result[-1]:
+            if result[-1] not in order:
                 continue
             wanted = order.replace(result[-1], "") + result[-1]
+            if wanted == order and not _collides(operands[position].type):
+                continue
             turned = builder.transpose(operands[position], [order.index(letter) for letter in wanted])
-            operands[position] = builder("copy", turned)
+            operands[position] = _spaced(builder, turned)
             letters[position] = wanted
-        if letters == [left, right]:
+        if operands == list(inputs):
             return None
         return [builder("contract", *operands, spec=f"{letters[0]},{letters[1]}->{result}")]
 

@@ -24,7 +24,8 @@ def random(seed: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:
 def state_bytes(exe: gx.Executable) -> dict[str, bytes]:
     """Everything that a run may change, as bytes, and the learning rates, which a state dict leaves out."""
     state = {name: value.tobytes() for name, value in exe.state_dict().items()}
-    state["lr"] = repr(exe.learning_rates).encode()
+    if "optim.step" in state:
+        state["lr"] = repr(exe.learning_rates).encode()
     return state
 
 

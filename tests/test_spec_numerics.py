@@ -1,4 +1,4 @@
-"""dtypes, promotion, integers at their edges, NaN and infinity: native results against numpy and the rules."""
+"""dtypes, promotion, integers at their edges, NaN and infinity: native results against numpy's."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""The `graphc` command: `graphc demo`, `graphc dump FILE.py:NAME --stage kernels`, `graphc --version`."""
+"""The `graphc` command: `graphc demo`, `graphc dump FILE.py:NAME --stage kernels`, `graphc cache list`."""
 
 from __future__ import annotations
 
 import argparse
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ EPILOGUE = """examples:
   graphc demo --data mnist/ --shifts           train on MNIST's files, each image moved by up to a pixel
   graphc dump network.py:step --stage kernels  the loop nests of an executable or a tensor
   graphc dump network.py:step --all dumps/     every stage, and what each pass made, as files
+  graphc cache why network.py:step             why its object code was not found on disk
 """
 
 
@@ -36,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_dump(commands)
+    _add_cache(commands)
     return root
 
 
@@ -90,6 +93,21 @@ def _add_dump(commands: Any) -> None:
     command.set_defaults(run=_dump)
 
 
+def _add_cache(commands: Any) -> None:
+    command = commands.add_parser(
+        "cache",
+        help="list or clear the object code kept on disk, or say why a program was not found there",
+        description="Object code is kept in GRAPHC_CACHE_DIR, else in graphc/ of the user's cache directory; "
+        "GRAPHC_CACHE=0 turns that off.",
+    )
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="the entries, the one used last first").set_defaults(run=_cache_list)
+    actions.add_parser("clear", help="delete all entries").set_defaults(run=_cache_clear)
+    why = actions.add_parser("why", help="which part of an executable's key the nearest entry has otherwise")
+    why.add_argument("target", metavar="FILE.py:NAME")
+    why.set_defaults(run=_cache_why)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
@@ -116,6 +134,43 @@ def _dump(arguments: argparse.Namespace) -> None:
         return
     for path in executable.dump_all(arguments.all):
         print(path)
+
+
+def _cache_list(_: argparse.Namespace) -> None:
+    from graphc.codegen import cache
+
+    found = cache.entries()
+    for entry in reversed(found):
+        used = datetime.fromtimestamp(entry.used).isoformat(" ", "seconds")
+        header = cache.header_of(entry.path)
+        what = "damaged" if header is None else _cache_summary(header["parts"])
+        print(f"{used}  {entry.size:>9,} bytes  {entry.path.stem[:16]}  {what}")
+    print(f"{len(found)} entries, {sum(entry.size for entry in found):,} bytes")
+
+
+def _cache_summary(parts: Mapping[str, Sequence[str]]) -> str:
+    """The kind and CPU of an entry, and the names of its first kernels."""
+    kernels = [name.split(" ", 2)[2] for name in parts if name.startswith("kernel ")]
+    more = f" and {len(kernels) - 4} more" if len(kernels) > 4 else ""
+    return f"{parts['kind'][1]}, {parts['cpu'][1]}: {', '.join(kernels[:4]) or 'run time'}{more}"
+
+
+def _cache_clear(_: argparse.Namespace) -> None:
+    from graphc.codegen import cache
+
+    count, nbytes = cache.clear()
+    print(f"{count} entries deleted, {nbytes:,} bytes")
+
+
+def _cache_why(arguments: argparse.Namespace) -> None:
+    from graphc.codegen import cache
+    from graphc.engine import NativeEngine
+
+    with cache.without_storing():
+        engine = find(arguments.target).engine
+    if not isinstance(engine, NativeEngine):
+        raise UsageError(f"{arguments.target} runs on {engine.name}; only native code is kept")
+    print("\n".join(cache.explain(engine.compiled.parts)))
 
 
 def find(target: str) -> Executable:

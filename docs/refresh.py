@@ -118,9 +118,9 @@ def described(name: str, thing: Any) -> str:
         signature = str(inspect.signature(thing)).replace(" -> Any", "") if callable(thing) else ""
     except ValueError:
         signature = ""
-    signature = re.sub(r"(graphc|collections\.abc|numpy|typing)(\.\w+)*\.(?=\w)", "", signature).replace(
-        "'", ""
-    )
+    # Annotations are strings, printed in quotes; defaults keep theirs.
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
+    signature = re.sub(r"\b(graphc|collections\.abc|numpy|typing)(\.[a-z_]\w*)*\.(?=[A-Za-z])", "", signature)
     documentation = inspect.getdoc(thing) or ""
     return f"### {name}\n\n```python\n{name}{signature}\n```\n\n{documentation}\n"
 

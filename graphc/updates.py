@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -44,7 +45,7 @@ def checked_rate(value: Any) -> float:
         rate = float(value)
     except (TypeError, ValueError):
         raise DeclarationError(f"a learning rate is a number, not {value!r}") from None
-    if not (np.isfinite(rate) and rate >= 0):
+    if not (math.isfinite(rate) and rate >= 0):
         raise DeclarationError(f"a learning rate is finite and not negative, which {rate!r} is not")
     return rate
 

@@ -31,8 +31,10 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
-from graphc.ir.types import Extent
+from graphc.ir.types import Extent, floordiv
 
+# Bytes of a partial result beyond which a kernel's chunks are not cut to suit its neighbours.
+LARGE_COPY = 4096
 # Launches of one region are numbered in 15 bits by the launch loop; far fewer are useful.
 MAX_KERNELS = 4096
 
@@ -133,6 +135,17 @@ def has_check(kernel: Kernel) -> bool:
     return any(isinstance(stmt, Check) for stmt in walk_stmts(kernel.body))
 
 
+def keeps_copies(kernel: Kernel) -> bool:
+    """Whether each chunk leaves a large partial result, so that chunks should be few: a region of its own."""
+    for buffer in kernel.buffers:
+        rows = buffer.type.shape
+        if buffer.access != "in" and rows and rows[0] == kernel.chunks and kernel.chunk_axis:
+            size = floordiv(buffer.type.nbytes, rows[0])
+            if not isinstance(size, int) or size > LARGE_COPY:
+                return True
+    return False
+
+
 def form_regions(kernels: Sequence[Kernel]) -> list[Region]:
     """Cuts kernels in launch order into regions, greedily. A kernel that can fail stays alone, so that
     which failure is reported does not depend on how chunks of different kernels interleave."""
@@ -165,6 +178,8 @@ def _barrier(
         return f"{kernel.name} is chunked over {kernel.chunk_extent}, not {head.chunk_extent}"
     if not kernel.chunk_axis:
         return ""
+    if keeps_copies(kernel) or keeps_copies(head):
+        return f"{kernel.name if keeps_copies(kernel) else head.name} keeps a copy of its result per chunk"
     written = storages_written(kernel)
     touched = written | storages_read(kernel)
     for earlier in members:

@@ -1,8 +1,13 @@
 """Options and fixtures that several tests share."""
 
+import os
+
 import pytest
 
 import graphc as gx
+
+# Tests see the compiler, not what an earlier run left on disk; those of the cache make their own.
+os.environ["GRAPHC_CACHE"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -46,6 +46,7 @@ _EVICT_TO = 0.9
 """Eviction frees a little more than it must, so that not every store scans for victims."""
 _SHOWN_CHARACTERS = 160
 _DIGEST_BYTES = 32
+_HEADER_FIELDS = {"parts", "content", "object_bytes"}
 _PRIVATE = 0o700
 
 _log = logging.getLogger(__name__)
@@ -238,11 +239,16 @@ def _decoded(data: bytes) -> tuple[dict[str, Any], bytes]:
     if data[: len(MAGIC)] != MAGIC or len(data) < start:
         raise Refused("it does not start like a cache file")
     end = start + int.from_bytes(data[len(MAGIC) : start], "little")
-    header_text, digest, object_bytes = data[start:end], data[end : end + _DIGEST_BYTES], data[end + 32 :]
+    header_text, digest, object_bytes = data[start:end], data[end : end + _DIGEST_BYTES], data[end + _DIGEST_BYTES :]
     if hashlib.sha256(header_text + object_bytes).digest() != digest:
         raise Refused("its digest is wrong")
-    header = json.loads(header_text)
-    if not isinstance(header, dict) or header.get("object_bytes") != len(object_bytes):
+    try:
+        header = json.loads(header_text)
+    except ValueError as error:
+        raise Refused(f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict) or header.keys() != _HEADER_FIELDS:
+        raise Refused("its header has other fields")
+    if header["object_bytes"] != len(object_bytes):
         raise Refused("its length is wrong")
     return header, object_bytes
 

@@ -222,10 +222,14 @@ class Drawer:
             codes += [f"gx.pad({{0}}, {widths}, constant_values=1.0)"]
             if extent > 0:
                 codes += [f"{{0}}[{where}{extent - 1}]"]
-            codes += [f"gx.cumsum({{0}} * {1.0 if self.exact else 0.125}, {axis}, reverse={self.pick((0, 1)) == 1})"]
+            codes += [
+                f"gx.cumsum({{0}} * {1.0 if self.exact else 0.125}, {axis}, reverse={self.pick((0, 1)) == 1})"
+            ]
             codes += ["gather"]
         if tensor.ndim == 2 and isinstance(tensor.shape[1], int):
-            codes += [f"{{0}}.reshape({'B' if tensor.shape[0] == self.dim else tensor.shape[0]} * {tensor.shape[1]})"]
+            codes += [
+                f"{{0}}.reshape({'B' if tensor.shape[0] == self.dim else tensor.shape[0]} * {tensor.shape[1]})"
+            ]
         code = self.pick(codes)
         if code != "gather":
             self.add(code, a)
@@ -270,8 +274,10 @@ def draw(seed, exact=False, steps=None):
     losses = {computed[-1], drawer.pick(computed)} if drawer.rng.random() < 0.75 else set()
     batch = int(drawer.pick((0, 1, 1, 2, 7, 13, 33, 64, 257)))
     optimizer = drawer.pick(OPTIMIZERS) if losses and not exact else "None"
-    plan = Plan(seed, drawer.dtype, tuple(drawer.lines), tuple(sorted(outputs)), tuple(sorted(losses)), optimizer,
-                batch, exact)  # fmt: skip
+    plan = Plan(
+        seed, drawer.dtype, tuple(drawer.lines), tuple(sorted(outputs)), tuple(sorted(losses)), optimizer,
+        batch, exact,
+    )  # fmt: skip
     return pruned(plan)
 
 
@@ -337,7 +343,9 @@ def path_weight(graph, bindings):
 
 
 def largest(values):
-    finite = [float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in values.values() if v.dtype.kind == "f"]
+    finite = [
+        float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in values.values() if v.dtype.kind == "f"
+    ]
     return max(1.0, *finite) if finite else 1.0
 
 
@@ -360,7 +368,9 @@ def check(plan, executables=True):
     exe = gx.compile(outputs, loss=loss, optimizer=optimizer)
     stages = exe.ir
     start = exe.state_dict()
-    for variable, rate in zip(exe._plan.lr_variables if exe._plan else (), exe.learning_rates if exe._plan else ()):
+    for variable, rate in zip(
+        exe._plan.lr_variables if exe._plan else (), exe.learning_rates if exe._plan else ()
+    ):
         variable.array[...] = rate
     outcome = Outcome()
     roots = [*stages.optimized.roots]
@@ -439,9 +449,15 @@ def _check_text(outcome, stages, exe, feeds, bindings, python):
 
     known = {s.name: s.variable for s in stages.kernels.storages.values() if s.kind == "state"}
     known |= {v.name: v for v in stages.optimized.variables().values()}
-    known |= {f"const.d{s.data.digest}": s.data.array for s in stages.kernels.storages.values() if s.data is not None}
     known |= {
-        n.attrs["data"].digest: n.attrs["data"].array for n in stages.optimized.nodes() if n.name == "constant"
+        f"const.d{s.data.digest}": s.data.array
+        for s in stages.kernels.storages.values()
+        if s.data is not None
+    }
+    known |= {
+        n.attrs["data"].digest: n.attrs["data"].array
+        for n in stages.optimized.nodes()
+        if n.name == "constant"
     }
     text = print_kernels(stages.kernels)
     kernels = parse(text, known)
@@ -481,6 +497,7 @@ def failure_of(plan):
 
 def shrink(plan, budget=60):
     """A smaller plan that fails the same way: fewer outputs, no loss, lines replaced by their operands."""
+
     def kind(text):
         return text.split(":")[0].split(" ")[0]
 
@@ -513,6 +530,7 @@ def _smaller(plan):
         yield pruned(replace(plan, outputs=tuple(n for n in plan.outputs if n != dropped)))
     for line in reversed(plan.lines):
         for operand in line.operands:
+
             def renamed(name, line=line, operand=operand):
                 return operand if name == line.name else name
 

@@ -111,7 +111,9 @@ def test_a_mistake_in_the_kernels_is_named(monkeypatch):
         def rule(expr):
             return prim("add", *expr.operands) if getattr(expr, "name", "") == "sub" else None
 
-        return replace(program, kernels=tuple(replace(k, body=map_stmts(k.body, rule)) for k in program.kernels))
+        return replace(
+            program, kernels=tuple(replace(k, body=map_stmts(k.body, rule)) for k in program.kernels)
+        )
 
     x = gx.input("x", (gx.dim("B"), 3))
     with_pass(monkeypatch, "fuse_and_lower", wrong)

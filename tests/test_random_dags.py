@@ -38,7 +38,17 @@ def test_most_networks_were_compared_and_cover_what_they_should():
     assert {plan.dtype for plan in plans} == {"float32", "float64"}
     assert {plan.optimizer for plan in plans} == set(random_dags.OPTIMIZERS)
     text = "\n".join(plan.program() for plan in plans)
-    for name in ("@", "gx.sum", "gx.max", "gx.softmax", "gx.concat", "gx.take", "gx.cumsum", "gx.where", "gx.pad"):
+    for name in (
+        "@",
+        "gx.sum",
+        "gx.max",
+        "gx.softmax",
+        "gx.concat",
+        "gx.take",
+        "gx.cumsum",
+        "gx.where",
+        "gx.pad",
+    ):
         assert name in text, name
 
 
@@ -57,7 +67,9 @@ def test_a_wrong_result_is_reported_with_a_smaller_program(monkeypatch):
             found = {label: value + 1 for label, value in found.items()}
         return found
 
-    seed = next(s for s in range(100) if random_dags.draw(s).batch > 0 and "softmax" in random_dags.draw(s).program())
+    seed = next(
+        s for s in range(100) if random_dags.draw(s).batch > 0 and "softmax" in random_dags.draw(s).program()
+    )
     plan = random_dags.draw(seed)
     monkeypatch.setattr(random_dags, "_run", wrong)
     text = random_dags.report(plan)

@@ -441,7 +441,8 @@ class _Fuser:
                 own = [None if x is None else self.find(x) for x in self.reader.out_labels[writer]]
                 if read.labels is None or own != [None if x is None else self.find(x) for x in read.labels]:
                     return "it reads elements of the state that it writes elsewhere"
-                if cluster.inner and self._out(writer) & set(cluster.inner):
+                before = node is writer or node in self._ancestors(writer, set(cluster.nodes))
+                if cluster.inner and (self._out(writer) & set(cluster.inner) or not before):
                     return "it reads the state in a sweep after the one that writes it"
         return ""
 

@@ -15,13 +15,14 @@ import graphc as gx
 # What a run needs of numpy is memory and its description; these compute.
 COMPUTING = frozenset(
     """
-    add subtract multiply divide true_divide floor_divide mod remainder fmod negative positive power float_power
-    exp exp2 expm1 log log2 log10 log1p sqrt square reciprocal cbrt sin cos tan tanh sinh cosh arctan sign abs
-    absolute fabs maximum minimum fmax fmin matmul dot vdot inner outer tensordot einsum sum mean prod max min amax
-    amin std var argmax argmin cumsum cumprod where clip take take_along_axis put concatenate stack vstack hstack
-    transpose swapaxes sort argsort equal not_equal less less_equal greater greater_equal logical_and logical_or
-    logical_not isnan isinf isfinite allclose floor ceil trunc rint round eye arange linspace tile repeat pad
-    """.split()  # noqa: SIM905 (a table of names)
+    add subtract multiply divide true_divide floor_divide mod remainder fmod negative positive power
+    float_power exp exp2 expm1 log log2 log10 log1p sqrt square reciprocal cbrt sin cos tan tanh
+    sinh cosh arctan sign abs absolute fabs maximum minimum fmax fmin matmul dot vdot inner outer
+    tensordot einsum sum mean prod max min amax amin std var argmax argmin cumsum cumprod where clip
+    take take_along_axis put concatenate stack vstack hstack transpose swapaxes sort argsort equal
+    not_equal less less_equal greater greater_equal logical_and logical_or logical_not isnan isinf
+    isfinite allclose floor ceil trunc rint round eye arange linspace tile repeat pad
+    """.split()  # noqa: SIM905
 )
 
 
@@ -45,8 +46,6 @@ def poisoned_numpy() -> Iterator[list[str]]:
     linear = {name: getattr(np.linalg, name) for name in ("norm", "inv", "solve")}
     core = np._core.umath if hasattr(np, "_core") else np.core.umath
     inner = {name: getattr(core, name) for name in COMPUTING if hasattr(core, name)}
-        name: getattr(methods, name) for name in ("_sum", "_prod", "_mean", "_amax", "_amin", "_any", "_all")
-    }
     patched = [(np, saved), (np.linalg, linear), (core, inner)]
     for module, names in patched:
         for name in names:

@@ -43,6 +43,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, known_extent, within
+from graphc.ir.rewrite.layout import SPACING, rows_collide
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import Extent, Guard, TensorType, dim, int64
 
@@ -68,6 +69,8 @@ class Lowering:
         self._partials: dict[Node, tuple[str, TensorType]] = {}  # slots, one per chunk
         self._row_storages: dict[str, TensorType] = {}
         self._counter = 0
+        self._results = {operand.node for operand in graph.roots}
+        self._spacing: dict[Node, int] = {}
         for node in self.reader.computed:
             for read in self.reads(node):
                 source = read.terminal.node
@@ -146,10 +149,24 @@ class Lowering:
         return self._names[node]
 
     def type_in_memory(self, node: Node) -> TensorType:
-        """A node's type as it is stored: with the gap after each row that a spaced copy asks for."""
+        """A node's type as it is stored: with a gap after each row where rows would collide in cache."""
         type = node.types[0]
-        spacing = node.attrs.get("spacing", 0) if node.name == "copy" else 0
+        if node not in self._spacing:
+            self._spacing[node] = self._needed_spacing(node)
+        spacing = self._spacing[node]
         return TensorType(type.dtype, (*type.shape[:-1], type.shape[-1] + spacing)) if spacing else type
+
+    def _needed_spacing(self, node: Node) -> int:
+        """A copy says so itself; a temporary needs it if a contraction may run down its columns."""
+        if node.name == "copy" and "spacing" in node.attrs:
+            return int(node.attrs["spacing"])
+        is_result = node in self._results or node.op.family not in ("elementwise", "contract")
+        if is_result or not rows_collide(node.types[0]):
+            return 0
+        readers = [n for cluster in self._external.get(node, ()) for n in cluster.nodes]
+        readers = [n for n in readers if any(read.terminal.node is node for read in self.reads(n))]
+        direct = all(self._is_direct(reader, node) for reader in readers)
+        return SPACING if direct and any(r.op.family == "contract" for r in readers) else 0
 
     def add_row_storage(self, nest: Nest, name: str, type: TensorType) -> None:
         chunks: Extent = dim(f"{nest.name}.chunks") if nest.chunk_label is not None else 1

@@ -419,7 +419,7 @@ class Nest:
         else:
             index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
             storage = self.lowering.storages_of(node)[0]
-            value = Load(self.buffer(storage, node.types[0], "in"), index, dtype)
+            value = Load(self.buffer(storage, self.lowering.type_in_memory(node), "in"), index, dtype)
         self.sweep_memo[node] = self._named("v", value, self.sweep)
         return self.sweep_memo[node]
 

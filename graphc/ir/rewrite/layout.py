@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
 from graphc.ir.ops.contract import split_spec
-from graphc.ir.types import TensorType
 from graphc.ir.ops.reduce import spread
-from graphc.ir.types import Shape
-
+from graphc.ir.types import Shape, TensorType
 
 COLLIDING_BYTES = 1024
 """Rows this far apart, or a multiple of it, share few sets of a cache."""
@@ -15,17 +13,23 @@ SPACING = 16  # elements
 COLLIDING_ROWS = 64
 
 
-def _collides(type: TensorType) -> bool:
+def rows_collide(type: TensorType) -> bool:
     """Whether a column of a matrix maps to so few cache sets that a product would keep evicting it."""
-    if type.rank < 2 or not all(isinstance(extent, int) for extent in type.shape[-2:]):
+    if type.rank < 2 or not isinstance(type.shape[-1], int):
         return False
-    rows, columns = (int(extent) for extent in type.shape[-2:])
-    return rows >= COLLIDING_ROWS and columns * type.dtype.itemsize % COLLIDING_BYTES == 0
+    rows = type.shape[-2]
+    few = isinstance(rows, int) and rows < COLLIDING_ROWS
+    return not few and type.shape[-1] > 0 and type.shape[-1] * type.dtype.itemsize % COLLIDING_BYTES == 0
+
+
+def _is_leaf(operand: Operand) -> bool:
+    """Whether an operand lies where the user put it (what is computed is laid out when it is stored)."""
+    return operand.node.name in ("input", "parameter", "constant")
 
 
 def _spaced(builder: GraphBuilder, operand: Operand) -> Operand:
     """A copy of an operand, with a gap after each row where rows would collide in cache."""
-    if not _collides(operand.type):
+    if not rows_collide(operand.type):
         return builder("copy", operand)
     return builder("copy", operand, spacing=SPACING)
 
@@ -61,7 +65,8 @@ def lay_out(graph: Graph) -> Graph:
             if result[-1] not in order:
                 continue
             wanted = order.replace(result[-1], "") + result[-1]
-            if wanted == order and not _collides(operands[position].type):
+            collides = _is_leaf(operands[position]) and rows_collide(operands[position].type)
+            if wanted == order and not collides:
                 continue
             turned = builder.transpose(operands[position], [order.index(letter) for letter in wanted])
             operands[position] = _spaced(builder, turned)

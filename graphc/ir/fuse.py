@@ -23,6 +23,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 from graphc.errors import VerifyError
@@ -505,7 +506,7 @@ class _Fuser:
                 for consumer, _ in sorted(self.consumers[node], key=lambda pair: self.position[pair[0]]):
                     changed |= self._join(node, consumer, "spares a read")
         for readers in self._readers_of_memory().values():
-            for first, second in zip(readers, readers[1:], strict=False):
+            for first, second in pairwise(readers):
                 self._join_siblings(first, second)
         ordered = self._launch_order()
         labels = {label: self.find(label) for label in list(self.parent)}

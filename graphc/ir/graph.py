@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,11 +140,12 @@ class Operand(NamedTuple):
 class Node:
     """One operation. Immutable; two nodes are equal only if they are the same object."""
 
-    __slots__ = ("__weakref__", "attrs", "inputs", "op", "types")
+    __slots__ = ("__weakref__", "_attrs_key", "attrs", "inputs", "op", "types")
     op: OpDef
     inputs: tuple[Operand, ...]
     attrs: Attrs
     types: tuple[TensorType, ...]
+    _attrs_key: Any
 
     def __init__(
         self, op: OpDef, inputs: tuple[Operand, ...], attrs: Attrs, types: tuple[TensorType, ...]
@@ -153,6 +155,7 @@ class Node:
         set_(self, "inputs", inputs)
         set_(self, "attrs", MappingProxyType(dict(attrs)))
         set_(self, "types", types)
+        set_(self, "_attrs_key", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UsageError(f"nodes are immutable; {name} cannot be set")
@@ -166,6 +169,13 @@ class Node:
     def outputs(self) -> tuple[Operand, ...]:
         """All outputs, in order."""
         return tuple(Operand(self, index) for index in range(len(self.types)))
+
+    @property
+    def attrs_key(self) -> Any:
+        """`key_of_attrs(attrs)`, made on first use. Raises as that does."""
+        if self._attrs_key is None:
+            object.__setattr__(self, "_attrs_key", key_of_attrs(self.attrs))
+        return self._attrs_key
 
     @property
     def variable(self) -> Variable:
@@ -200,6 +210,11 @@ def attr_key(value: Any) -> Any:
     raise DeclarationError(f"an attribute of type {type(value).__name__} cannot be part of a graph")
 
 
+def key_of_attrs(attrs: Attrs) -> tuple[tuple[str, Any], ...]:
+    """One key for all attributes. DeclarationError for one that cannot be keyed."""
+    return tuple(sorted((name, attr_key(value)) for name, value in attrs.items()))
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a node comes from: the user's lines that declared it, and the rules that made it."""
@@ -208,6 +223,10 @@ class Origin:
     rules: frozenset[str] = frozenset()  # "vjp:matmul", "fold", ...
 
     def merge(self, other: Origin) -> Origin:
+        if other is self or not (other.sites or other.rules):
+            return self
+        if not (self.sites or self.rules):
+            return other
         return Origin(self.sites | other.sites, self.rules | other.rules)
 
     def __str__(self) -> str:
@@ -238,11 +257,7 @@ class GraphBuilder:
 
         definition = OPS[op] if isinstance(op, str) else op
         attrs = attrs or {}
-        key = (
-            definition.name,
-            tuple((id(operand.node), operand.index) for operand in inputs),
-            tuple(sorted((name, attr_key(value)) for name, value in attrs.items())),
-        )
+        key = _node_key(definition, inputs, key_of_attrs(attrs))
         found = self._interned.get(key)
         if found is None:
             types = tuple(definition.infer([operand.type for operand in inputs], attrs))
@@ -251,9 +266,29 @@ class GraphBuilder:
         self.origins[found] = self.origins.get(found, NO_ORIGIN).merge(self.origin)
         return found
 
+    def keep(self, node: Node, inputs: tuple[Operand, ...]) -> Node:
+        """As `self.node(node.op, inputs, node.attrs)`, and the node itself where the inputs are its own.
+
+        Types are inferred again only where those of the inputs are others: a type is a function of them.
+        """
+        key = _node_key(node.op, inputs, node.attrs_key)
+        found = self._interned.get(key)
+        if found is None:
+            if all(map(_same_operand, inputs, node.inputs)):
+                found = node
+            elif all(new.type == old.type for new, old in zip(inputs, node.inputs, strict=True)):
+                found = Node(node.op, inputs, node.attrs, node.types)
+            else:
+                return self.node(node.op, inputs, node.attrs)
+            self._interned[key] = found
+        self.origins[found] = self.origins.get(found, NO_ORIGIN).merge(self.origin)
+        return found
+
     def attributed_to(self, origin: Origin, rule: str = "") -> _Attribution:
         """A context in which new nodes get this origin, plus the name of a rule."""
-        return _Attribution(self, replace(origin, rules=origin.rules | {rule}) if rule else origin)
+        if rule and rule not in origin.rules:
+            origin = Origin(origin.sites, origin.rules | {rule})
+        return _Attribution(self, origin)
 
     def full(self, value: float | int | bool, type: TensorType) -> Operand:
         """A constant of one repeated value."""
@@ -286,6 +321,15 @@ class GraphBuilder:
     def add_n(self, operands: Sequence[Operand]) -> Operand:
         """ONE n-ary sum (the identity for one operand)."""
         return operands[0] if len(operands) == 1 else self("add_n", *operands)
+
+
+def _node_key(op: OpDef, inputs: Sequence[Operand], attrs_key: Any) -> Any:
+    """What makes two nodes of one builder the same."""
+    return op.name, tuple([(id(node), index) for node, index in inputs]), attrs_key
+
+
+def _same_operand(left: Operand, right: Operand) -> bool:
+    return left[0] is right[0] and left[1] == right[1]
 
 
 class _Attribution:
@@ -339,7 +383,11 @@ class Graph:
 
     def nodes(self) -> list[Node]:
         """Producers first; deterministic."""
-        return topological(self.roots)
+        return list(self._order)
+
+    @cached_property
+    def _order(self) -> tuple[Node, ...]:
+        return tuple(topological(self.roots))
 
     def inputs(self) -> dict[str, Node]:
         """Input nodes by name. Raises DeclarationError if two inputs share a name."""
@@ -409,7 +457,7 @@ def rebuild(graph: Graph, rule: Rule, name: str = "") -> Graph:
             replaced = rule(builder, node, inputs)
         if replaced is None:
             with builder.attributed_to(origin):
-                kept = builder.node(node.op, inputs, node.attrs)
+                kept = builder.keep(node, inputs)
             replaced = [Operand(kept, i) for i in range(len(kept.types))]
         mapped[node] = replaced
     return Graph(

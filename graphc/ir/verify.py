@@ -6,6 +6,9 @@ the surrounding IR text with the bad line marked.
 
 from __future__ import annotations
 
+from collections.abc import Container
+from weakref import WeakSet
+
 from graphc.errors import GraphcError, VerifyError
 from graphc.ir.graph import Graph, Node, Operand, Variable, attr_key
 from graphc.ir.ops import OPS
@@ -14,6 +17,9 @@ from graphc.ir.verify_kernels import verify_kernel, verify_kernels
 
 CONTEXT_LINES = 4
 
+# Nodes that passed, with all they depend on. They cannot change, so a pass is verified by what it made.
+_verified: WeakSet[Node] = WeakSet()
+
 
 def verify_graph(graph: Graph) -> Graph:
     """Returns the graph, or raises VerifyError.
@@ -21,11 +27,13 @@ def verify_graph(graph: Graph) -> Graph:
     No cycle; every op is the one in the table; every operand exists; attributes can be keyed; types
     inferred again are the types stored; an update has its variable's type; names are unique.
     """
-    order = _acyclic_order(graph)
-    for node in order:
+    unseen = _acyclic_order(graph, _verified)
+    for node in unseen:
         problem = _node_problem(node)
         if problem:
-            raise VerifyError(f"{problem}\n{surrounding_text(graph, order, node)}")
+            raise VerifyError(f"{problem}\n{surrounding_text(graph, _acyclic_order(graph), node)}")
+    _verified.update(unseen)
+    order = graph.nodes()
     for label, operand in graph.outputs.items():
         if not isinstance(label, str):
             raise VerifyError(f"the output label {label!r} is not a string")
@@ -47,8 +55,9 @@ def verify_graph(graph: Graph) -> Graph:
     return graph
 
 
-def _acyclic_order(graph: Graph) -> list[Node]:
-    """All nodes, producers first. Raises VerifyError for a cycle (`topological` would not end)."""
+def _acyclic_order(graph: Graph, known: Container[Node] = ()) -> list[Node]:
+    """All nodes but those known (to lie on no cycle), producers first. Raises VerifyError for a cycle
+    (`topological` would not end)."""
     order: list[Node] = []
     state: dict[Node, str] = {}
     for root in graph.roots:
@@ -58,7 +67,7 @@ def _acyclic_order(graph: Graph) -> list[Node]:
         while stack:
             node, position = stack.pop()
             if position == 0:
-                if node in state:
+                if node in state or node in known:
                     continue
                 state[node] = "open"
             if position == len(node.inputs):

@@ -44,7 +44,7 @@ def _sweep(
         nonlocal fired
         origin = graph.origin(old)
         with builder.attributed_to(origin):
-            node = builder.node(old.op, inputs, old.attrs)
+            node = builder.keep(old, inputs)
         for label, local in by_op.get(node.name, ()):
             with builder.attributed_to(origin, label):
                 replacement = local(builder, node)

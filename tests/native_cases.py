@@ -1,4 +1,4 @@
-"""The networks of test_native_ops.py: each a function of tensors, with the shapes and values of its inputs."""
+"""The networks of test_native_ops.py: functions of tensors, with the shapes and values of their inputs."""
 
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -171,9 +171,10 @@ def reductions():
             f"cross entropy {shape}", gx.softmax_cross_entropy, (Arg(shape), indices(rows, shape[1])), (1, 13)
         )
         yield Case(
-            f"soft targets {shape}", lambda x, t: gx.softmax_cross_entropy(x, t, reduction="none"),
+            f"soft targets {shape}",
+            lambda x, t: gx.softmax_cross_entropy(x, t, reduction="none"),
             (Arg(shape), Arg(shape, unit)),
-        )  # fmt: skip
+        )
     for shape in [(4, 5, 3), (B, 7), (37,)]:
         for axis in range(len(shape)):
 
@@ -214,10 +215,15 @@ def moves():
                 along = lambda x, i, axis=axis: gx.take_along_axis(x, i, axis)  # noqa: E731
                 yield Case(f"take_along {shape} {axis}", along, (Arg(shape), indices(one, 3)))
     slices = {
-        "::2": lambda x: x[:, ::2], "::-1": lambda x: x[:, ::-1], "5:1:-2": lambda x: x[:, 5:1:-2],
-        "1:-1": lambda x: x[:, 1:-1], "3": lambda x: x[:, 3], "none": lambda x: x[:, None, 2:],
-        "empty": lambda x: x[:, 3:3], "rows": lambda x: x[::-1],
-    }  # fmt: skip
+        "::2": lambda x: x[:, ::2],
+        "::-1": lambda x: x[:, ::-1],
+        "5:1:-2": lambda x: x[:, 5:1:-2],
+        "1:-1": lambda x: x[:, 1:-1],
+        "3": lambda x: x[:, 3],
+        "none": lambda x: x[:, None, 2:],
+        "empty": lambda x: x[:, 3:3],
+        "rows": lambda x: x[::-1],
+    }
     for name, make in slices.items():
         yield Case(f"slice {name}", make, shaped((B, 7)))
     yield Case("differences", lambda x: x[1:] - x[:-1], shaped((B, 7)), (1, 2, 13))
@@ -242,17 +248,35 @@ def moves():
 
 def products():
     pairs = [
-        ((3, 4), (4, 5)), ((B, 20), (20, 33)), ((4,), (4,)), ((4,), (4, 5)), ((B, 4), (4,)), ((2, 3, 4), (2, 4, 5)),
-        ((B, 3, 4), (4, 5)), ((3, 4), (B, 4, 5)), ((2, 1, 3, 4), (5, 4, 2)), ((1, 4), (4, 1)), ((3, 1), (1, 5)),
-        ((3, 0), (0, 5)), ((0, 4), (4, 5)), ((B, 64), (64, 1)), ((17, 31), (31, 67)), ((B,), (B,)), ((4, B), (B, 5)),
-    ]  # fmt: skip
+        ((3, 4), (4, 5)),
+        ((B, 20), (20, 33)),
+        ((4,), (4,)),
+        ((4,), (4, 5)),
+        ((B, 4), (4,)),
+        ((2, 3, 4), (2, 4, 5)),
+        ((B, 3, 4), (4, 5)),
+        ((3, 4), (B, 4, 5)),
+        ((2, 1, 3, 4), (5, 4, 2)),
+        ((1, 4), (4, 1)),
+        ((3, 1), (1, 5)),
+        ((3, 0), (0, 5)),
+        ((0, 4), (4, 5)),
+        ((B, 64), (64, 1)),
+        ((17, 31), (31, 67)),
+        ((B,), (B,)),
+        ((4, B), (B, 5)),
+    ]
     for a, b in pairs:
         yield Case(f"matmul {a} {b}", gx.matmul, shaped(a, b))
     specs = [
-        ("ij,kj->ik", (3, 4), (5, 4)), ("ji,jk->ik", (B, 4), (B, 5)), ("i,j->ij", (B,), (5,)),
-        ("ij,ij->i", (B, 7), (B, 7)), ("ijk,jil->kl", (2, 3, 4), (3, 2, 5)), ("ij,ij->", (B, 7), (B, 7)),
+        ("ij,kj->ik", (3, 4), (5, 4)),
+        ("ji,jk->ik", (B, 4), (B, 5)),
+        ("i,j->ij", (B,), (5,)),
+        ("ij,ij->i", (B, 7), (B, 7)),
+        ("ijk,jil->kl", (2, 3, 4), (3, 2, 5)),
+        ("ij,ij->", (B, 7), (B, 7)),
         ("bhid,bhjd->bhij", (2, 3, 5, 4), (2, 3, 6, 4)),
-    ]  # fmt: skip
+    ]
     for spec, a, b in specs:
         yield Case(f"einsum {spec}", lambda x, y, s=spec: gx.einsum(s, x, y), shaped(a, b))
 

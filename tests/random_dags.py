@@ -148,12 +148,25 @@ class Drawer:
     def unary(self):
         exact = ["-{0}", "gx.maximum({0}, 0.0)", "gx.abs({0})", "gx.clip({0}, -3.0, 3.0)", "{0} * 2.0"]
         smooth = [
-            "gx.tanh({0})", "gx.sigmoid({0})", "gx.sin({0})", "gx.cos({0})", "gx.exp(-gx.abs({0}))",
-            "gx.softplus({0})", "gx.gelu({0})", "gx.silu({0})", "gx.erf({0})", "gx.relu({0})",
-            "gx.leaky_relu({0}, 0.1)", "gx.elu({0})", "gx.log1p(gx.square({0}))",
-            "gx.sqrt(gx.square({0}) + 1.0)", "gx.rsqrt(gx.square({0}) + 1.0)", "{0} / (gx.abs({0}) + 1.0)",
-            "gx.stop_gradient({0}) * 0.5", "gx.expm1(gx.minimum({0}, 1.0))",
-        ]  # fmt: skip
+            "gx.tanh({0})",
+            "gx.sigmoid({0})",
+            "gx.sin({0})",
+            "gx.cos({0})",
+            "gx.exp(-gx.abs({0}))",
+            "gx.softplus({0})",
+            "gx.gelu({0})",
+            "gx.silu({0})",
+            "gx.erf({0})",
+            "gx.relu({0})",
+            "gx.leaky_relu({0}, 0.1)",
+            "gx.elu({0})",
+            "gx.log1p(gx.square({0}))",
+            "gx.sqrt(gx.square({0}) + 1.0)",
+            "gx.rsqrt(gx.square({0}) + 1.0)",
+            "{0} / (gx.abs({0}) + 1.0)",
+            "gx.stop_gradient({0}) * 0.5",
+            "gx.expm1(gx.minimum({0}, 1.0))",
+        ]
         self.add(self.pick(exact if self.exact else exact + smooth), self.recent())
 
     def binary(self):
@@ -227,9 +240,7 @@ class Drawer:
             ]
             codes += ["gather"]
         if tensor.ndim == 2 and isinstance(tensor.shape[1], int):
-            codes += [
-                f"{{0}}.reshape({'B' if tensor.shape[0] == self.dim else tensor.shape[0]} * {tensor.shape[1]})"
-            ]
+            codes += [f"{{0}}.reshape({tensor.shape[0]} * {tensor.shape[1]})"]
         code = self.pick(codes)
         if code != "gather":
             self.add(code, a)
@@ -248,17 +259,27 @@ class Drawer:
         axes = [x for x, extent in enumerate(shape) if isinstance(extent, int) and extent > 0]
         if axes:
             axis = self.pick(axes)
-            self.add(self.pick((
-                f"gx.softmax({{0}}, axis={axis})", f"gx.log_softmax({{0}}, axis={axis}) * 0.25",
-                f"({{0}} - gx.mean({{0}}, {axis}, True)) * gx.rsqrt(gx.var({{0}}, {axis}, True) + 1.0)",
-            )), a)  # fmt: skip
+            self.add(
+                self.pick(
+                    (
+                        f"gx.softmax({{0}}, axis={axis})",
+                        f"gx.log_softmax({{0}}, axis={axis}) * 0.25",
+                        f"({{0}} - gx.mean({{0}}, {axis}, True)) / (1.0 + gx.var({{0}}, {axis}, True))",
+                    )
+                ),
+                a,
+            )
 
 
 OPTIMIZERS = (
-    "None", "gx.optim.SGD(lr=0.1)", "gx.optim.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)",
-    "gx.optim.Adam(lr=0.01, eps=0.01)", "gx.optim.RMSProp(lr=0.01, eps=0.01)", "gx.optim.Adagrad(lr=0.01, eps=0.01)",
+    "None",
+    "gx.optim.SGD(lr=0.1)",
+    "gx.optim.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)",
+    "gx.optim.Adam(lr=0.01, eps=0.01)",
+    "gx.optim.RMSProp(lr=0.01, eps=0.01)",
+    "gx.optim.Adagrad(lr=0.01, eps=0.01)",
     "gx.optim.SGD(lr=0.1, clip_norm=1.0)",
-)  # fmt: skip
+)
 
 
 def draw(seed, exact=False, steps=None):
@@ -275,9 +296,15 @@ def draw(seed, exact=False, steps=None):
     batch = int(drawer.pick((0, 1, 1, 2, 7, 13, 33, 64, 257)))
     optimizer = drawer.pick(OPTIMIZERS) if losses and not exact else "None"
     plan = Plan(
-        seed, drawer.dtype, tuple(drawer.lines), tuple(sorted(outputs)), tuple(sorted(losses)), optimizer,
-        batch, exact,
-    )  # fmt: skip
+        seed,
+        drawer.dtype,
+        tuple(drawer.lines),
+        tuple(sorted(outputs)),
+        tuple(sorted(losses)),
+        optimizer,
+        batch,
+        exact,
+    )
     return pruned(plan)
 
 
@@ -368,10 +395,9 @@ def check(plan, executables=True):
     exe = gx.compile(outputs, loss=loss, optimizer=optimizer)
     stages = exe.ir
     start = exe.state_dict()
-    for variable, rate in zip(
-        exe._plan.lr_variables if exe._plan else (), exe.learning_rates if exe._plan else ()
-    ):
-        variable.array[...] = rate
+    if exe._plan is not None:
+        for variable, rate in zip(exe._plan.lr_variables, exe.learning_rates, strict=True):
+            variable.array[...] = rate
     outcome = Outcome()
     roots = [*stages.optimized.roots]
     for attempt in range(TRIES):
@@ -541,13 +567,16 @@ def _smaller(plan):
             )
             yield pruned(
                 replace(
-                    plan, lines=lines, outputs=tuple(dict.fromkeys(renamed(n) for n in plan.outputs)),
+                    plan,
+                    lines=lines,
+                    outputs=tuple(dict.fromkeys(renamed(n) for n in plan.outputs)),
                     losses=tuple(dict.fromkeys(renamed(n) for n in plan.losses)),
                 )
-            )  # fmt: skip
+            )
 
 
 def report(plan):
     """The failure of a plan, shrunk, as text with a program that builds it."""
     small = shrink(plan)
-    return f"seed {plan.seed}, batch {plan.batch}: {failure_of(plan)}\nshrunk: {failure_of(small)}\n{small.program()}"
+    head = f"seed {plan.seed}, batch {plan.batch}: {failure_of(plan)}"
+    return f"{head}\nshrunk: {failure_of(small)}\n{small.program()}"

@@ -114,8 +114,30 @@ def test_every_op_has_a_native_case():
 def special_values(dtype):
     info = np.finfo(dtype)
     tiny = float(info.smallest_subnormal)
-    values = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, float(info.tiny), tiny, -3 * tiny, float(info.max),
-              -float(info.max), 0.1, 3.0, -2.5, 1e30, 0.5, 88.0, -104.0, 710.0, -746.0, 1e-20]  # fmt: skip
+    values = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        float(info.tiny),
+        tiny,
+        -3 * tiny,
+        float(info.max),
+        -float(info.max),
+        0.1,
+        3.0,
+        -2.5,
+        1e30,
+        0.5,
+        88.0,
+        -104.0,
+        710.0,
+        -746.0,
+        1e-20,
+    ]
     return np.array(values).astype(dtype)
 
 
@@ -136,11 +158,22 @@ def test_nan_infinities_and_subnormals(name, dtype):
     np.testing.assert_allclose(got, expected, rtol=8 * np.finfo(dtype).eps, atol=tiny, equal_nan=True)
 
 
-@pytest.mark.parametrize("make", [
-    lambda x: x.max(axis=1), lambda x: x.min(axis=0), lambda x: x.argmax(axis=1), lambda x: x.argmin(axis=1),
-    lambda x: x.sum(axis=1), lambda x: x.prod(axis=0), lambda x: gx.softmax(x), lambda x: gx.logsumexp(x, axis=1),
-    lambda x: gx.cumsum(x, 1), lambda x: gx.where(gx.isnan(x), 0.0, x), lambda x: gx.cast(x, "int32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.max(axis=1),
+        lambda x: x.min(axis=0),
+        lambda x: x.argmax(axis=1),
+        lambda x: x.argmin(axis=1),
+        lambda x: x.sum(axis=1),
+        lambda x: x.prod(axis=0),
+        lambda x: gx.softmax(x),
+        lambda x: gx.logsumexp(x, axis=1),
+        lambda x: gx.cumsum(x, 1),
+        lambda x: gx.where(gx.isnan(x), 0.0, x),
+        lambda x: gx.cast(x, "int32"),
+    ],
+)
 def test_nan_and_infinities_in_rows(make):
     rows = np.random.default_rng(0).normal(size=(40, 19)).astype(np.float32)
     rows[3, 7], rows[5, 18], rows[6, 0], rows[7, 3:5] = np.nan, np.inf, -np.inf, [np.inf, -np.inf]
@@ -161,19 +194,44 @@ def test_feeds_of_any_layout_give_the_same_bytes():
     read_only = plain.copy()
     read_only.setflags(write=False)
     layouts = {
-        "Fortran": np.asfortranarray(plain), "strided": wide[::2, ::2], "reversed": plain[::-1].copy()[::-1],
-        "swapped": plain.astype(">f4"), "read-only": read_only,
+        "Fortran": np.asfortranarray(plain),
+        "strided": wide[::2, ::2],
+        "reversed": plain[::-1].copy()[::-1],
+        "swapped": plain.astype(">f4"),
+        "read-only": read_only,
         "unaligned": np.frombuffer(b"\0" + plain.tobytes(), np.uint8)[1:].view(np.float32).reshape(8, 6),
-    }  # fmt: skip
+    }
     for name, feed in layouts.items():
         assert np.array_equal(feed.astype(np.float32), plain)
         assert exe.run(x=feed).tobytes() == expected, name
 
 
-NARROW = ["network", "layer norm", "attention", "mod (B, 5) (5,)", "floor_divide (B, 5) (5,)", "power (B, 5) (5,)",
-          "softmax (B, 7) 1", "take (B, 7) 1 (6,)", "pad (B, 7) 1", "matmul (B, 20) (20, 33)", "cast float32",
-          "cast bool", "sin", "floor", "round", "ceil", "trunc", "extremes uint8", "concat (B, 7) 1",
-          "floor_divide int64", "cumsum (B, 7) 1", "slice ::-1", "where", "pick"]  # fmt: skip
+NARROW = [
+    "network",
+    "layer norm",
+    "attention",
+    "mod (B, 5) (5,)",
+    "floor_divide (B, 5) (5,)",
+    "power (B, 5) (5,)",
+    "softmax (B, 7) 1",
+    "take (B, 7) 1 (6,)",
+    "pad (B, 7) 1",
+    "matmul (B, 20) (20, 33)",
+    "cast float32",
+    "cast bool",
+    "sin",
+    "floor",
+    "round",
+    "ceil",
+    "trunc",
+    "extremes uint8",
+    "concat (B, 7) 1",
+    "floor_divide int64",
+    "cumsum (B, 7) 1",
+    "slice ::-1",
+    "where",
+    "pick",
+]
 
 
 @pytest.mark.parametrize("level", ["sse2", "avx2"])

@@ -42,7 +42,7 @@ FOOTPRINTS = tuple(1 << shift for shift in (15, 18, 20, 22, 24, 26, 28))
 """Bytes: 32 KB, 256 KB, 1, 4, 16, 64 and 256 MB."""
 MEMORY_SHARE = 8
 """The largest footprint is at most 1/8 of the machine's memory."""
-SAMPLES = 5
+SAMPLES = 9
 SAMPLE_SECONDS = 2e-3
 ROW = 1024  # float32 elements in a row of the bandwidth probes
 _log = logging.getLogger(__name__)
@@ -143,12 +143,10 @@ def machine_peaks(refresh: bool = False) -> Peaks:
 
 def machine_name() -> str:
     """What tells machines apart that peaks are kept for: CPU model, vector level and number of CPUs."""
-    import llvmlite.binding as llvm
-
     from graphc.codegen.cpu_count import available_cpus
-    from graphc.codegen.target import host_target
+    from graphc.codegen.target import host_cpu_name, host_target
 
-    return f"{llvm.get_host_cpu_name()} {host_target().name} {available_cpus()} CPUs"
+    return f"{host_cpu_name()} {host_target().name} {available_cpus()} CPUs"
 
 
 def _usable(directory: Path) -> bool:

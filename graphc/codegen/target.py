@@ -120,6 +120,13 @@ def _with_host_triple(target: Target) -> Target:
     return replace(target, triple=llvm.get_process_triple())
 
 
+def host_cpu_name() -> str:
+    """LLVM's name of this machine's CPU model."""
+    import llvmlite.binding as llvm
+
+    return str(llvm.get_host_cpu_name())
+
+
 @cache
 def _host_cpu() -> tuple[str, frozenset[str]]:
     """The CPU family (x86, arm, other) and LLVM's names of the features that it has."""

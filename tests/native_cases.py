@@ -65,14 +65,30 @@ def indices(shape, n, dtype="int32"):
     return Arg(shape, below(n), dtype)
 
 
-UNARY = (
-    "neg abs square exp expm1 sin cos erf tanh sigmoid silu softplus relu leaky_relu elu selu gelu".split()
-)
-STEPS = "sign floor ceil round trunc stop_gradient isnan".split()
-POSITIVE = "sqrt rsqrt log log1p reciprocal".split()
-BINARY = "add subtract multiply divide maximum minimum mod floor_divide power".split()
-COMPARE = "equal not_equal less less_equal greater greater_equal".split()
-LOGIC = "logical_and logical_or logical_xor".split()
+UNARY = [
+    "neg",
+    "abs",
+    "square",
+    "exp",
+    "expm1",
+    "sin",
+    "cos",
+    "erf",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "relu",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+]
+STEPS = ["sign", "floor", "ceil", "round", "trunc", "stop_gradient", "isnan"]
+POSITIVE = ["sqrt", "rsqrt", "log", "log1p", "reciprocal"]
+BINARY = ["add", "subtract", "multiply", "divide", "maximum", "minimum", "mod", "floor_divide", "power"]
+COMPARE = ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"]
+LOGIC = ["logical_and", "logical_or", "logical_xor"]
 
 
 def elementwise():

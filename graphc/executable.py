@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +16,7 @@ from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine
 from graphc.errors import FeedError, StateError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
 from graphc.ir.graph import Graph, Node, Variable
-from graphc.ir.slabs import SlabView, address_of, group_variables, place_variables
+from graphc.ir.slabs import SlabView, StateLock, address_of, group_variables, place_variables
 from graphc.ir.types import evaluate
 from graphc.stages import STAGES, CompiledStages, PassRecord
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
@@ -40,7 +39,8 @@ class Executable:
         exe.params["fc1.weight"]           a live numpy view, assignable
         exe.dump("kernels")                any stage as text
 
-    Calls from several Python threads are served one at a time. A failed run changes no state. Executables
+    Calls from several Python threads are served one at a time, also those of executables that share
+    parameters: a run sees them as they are between two steps. A failed run changes no state. Executables
     cannot be copied or pickled; `save` and `load` carry values.
     """
 
@@ -66,10 +66,10 @@ class Executable:
         self._plan = plan
         self._rates: list[LearningRate] = list(plan.lr) if plan is not None else []
         self._evaluator: Executable | None = None
-        self._lock = threading.RLock()
         self._last_bindings: dict[str, int] | None = None
         self._native_texts: dict[str, str] = {}
         self._lay_out()
+        self._lock = StateLock(self.slabs.values())
         self._engine = _make_engine(stages, backend, target)
         inputs = {**stages.optimized.inputs(), **stages.graph.inputs()}
         guards = dict.fromkeys((*guards_of(stages.graph), *guards_of(stages.optimized)))
@@ -401,7 +401,7 @@ def _rebuilt(structure: Any, results: Mapping[str, Array]) -> Any:
 
 def _after_fork_in_child() -> None:
     for executable in _alive:
-        executable._lock = threading.RLock()
+        executable._lock.renew()
 
 
 if hasattr(os, "register_at_fork"):

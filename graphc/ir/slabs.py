@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +46,14 @@ def round_up(nbytes: int, alignment: int = ALIGNMENT) -> int:
     return -(-nbytes // alignment) * alignment
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Slab:
-    """One allocation. `array` is all of it as uint8; what lies between segments is zero."""
+    """One allocation. `array` is all of it as uint8; what lies between segments is zero. Whoever runs on it
+    holds `lock`, as executables that share parameters may run on several Python threads."""
 
     name: str
     array: Array
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class Segment(NamedTuple):
@@ -116,6 +118,38 @@ class SlabView:
         for variable, slab, offset, nbytes in self.segments:
             lines.append(f"  {slab.name}+{offset:<10} {nbytes:>10}  {variable.name}: {variable.type}")
         return "\n".join(lines) + "\n"
+
+
+class StateLock:
+    """The right to run on some slabs: one lock of the holder's own, then the slabs' in order of address, so
+    that two holders that share slabs never wait for each other."""
+
+    def __init__(self, views: Iterable[SlabView]) -> None:
+        slabs = {id(segment.slab): segment.slab for view in views for segment in view.segments}
+        self._slabs = sorted(slabs.values(), key=lambda slab: address_of(slab.array))
+        self._own = threading.RLock()
+
+    def __enter__(self) -> None:
+        held: list[threading.RLock] = []
+        try:
+            for lock in (self._own, *(slab.lock for slab in self._slabs)):
+                lock.acquire()
+                held.append(lock)
+        except BaseException:  # an interrupt while waiting
+            for lock in reversed(held):
+                lock.release()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        for slab in reversed(self._slabs):
+            slab.lock.release()
+        self._own.release()
+
+    def renew(self) -> None:
+        """In a forked child: the threads that held the locks did not come along."""
+        self._own = threading.RLock()
+        for slab in self._slabs:
+            slab.lock = threading.RLock()
 
 
 def variable_bytes(variable: Variable) -> int:

@@ -1,6 +1,8 @@
 # make demo    set up, then train a network on handwritten digits (options: ARGS="--data DIR --shifts")
 # make test    set up, then ruff, mypy and the tests
 # make race    worked case C against PyTorch and JAX, in an environment of its own (DATA=directory of MNIST)
+# make docs    put today's dumps and docstrings into README.md and docs/
+# make bench   every workload against PyTorch, JAX and numpy: table, bench.md and bench.png (ARGS="--only NAME")
 # make clean   remove both environments
 #
 # PYTHON may name an interpreter (3.11 or newer); VENV another place for the environment.
@@ -13,7 +15,7 @@ BENCH_VENV ?= .bench-venv
 ARGS ?=
 DATA ?=
 
-.PHONY: demo test race clean
+.PHONY: demo test race docs clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/graphc demo $(ARGS)
@@ -25,6 +27,12 @@ test: $(VENV)/test.stamp
 
 race: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python benchmarks/race.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+bench: $(BENCH_VENV)/bench.stamp
+	$(BENCH_VENV)/bin/python benchmarks/bench.py --markdown bench.md --plot bench.png --json bench.json $(ARGS)
+
+docs: $(VENV)/demo.stamp
+	$(VENV)/bin/python docs/refresh.py
 
 $(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "graphc needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }

@@ -24,7 +24,7 @@ def documents():
 
 @pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "docs/api.md"])
 def test_what_is_shown_is_what_is_printed(documents, path):
-    assert (ROOT / path).read_text(encoding="utf-8") == documents[path], "run: python docs/refresh.py"
+    assert (ROOT / path).read_text(encoding="utf-8") == documents[path], "run: make docs"
 
 
 def test_every_marker_is_followed_by_a_block(documents):

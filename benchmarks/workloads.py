@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -100,7 +101,7 @@ def network_data(
 ) -> dict[str, Any]:
     """x, t (labels for cross entropy, else random targets) and layers of (weight (out, in), bias)."""
     layers = []
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in pairwise(widths):
         bound = 1 / sqrt(fan_in)
         weight = rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32)
         layers.append((weight, rng.uniform(-bound, bound, fan_out).astype(np.float32)))
@@ -271,8 +272,8 @@ EPSILON = 1e-5
 
 def norm_data(rng: Any, rows: int, width: int) -> dict[str, Any]:
     """x, gamma, beta, and the cotangent dy."""
-    normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
-    return {"x": normal(rows, width), "gamma": normal(width), "beta": normal(width), "dy": normal(rows, width)}
+    shapes = {"x": (rows, width), "gamma": width, "beta": width, "dy": (rows, width)}
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
 def norm_graphc(data: Data) -> Contender:

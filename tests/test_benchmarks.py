@@ -1,0 +1,127 @@
+"""The benchmark: every workload in graphc and numpy at tiny sizes, and the report. No peers needed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphc as gx
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import bench
+import bench_report
+import workloads
+
+
+@pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
+def test_graphc_and_numpy_make_the_same(workload):
+    data = workload.data(tiny=True)
+    expected = workload.numpy(data, "float64").checked()
+    for contender in (workload.graphc(data), workload.numpy(data)):
+        error, where = workloads.worst_error(contender.checked(), expected)
+        assert error < 1e-5, where
+
+
+def test_every_workload_has_its_sizes_from_the_table():
+    """Those of the issue: full-size data is made only when it is timed."""
+    sizes = {workload.name: workload.sizes for workload in workloads.WORKLOADS}
+    assert sizes["classifier"]["widths"] == (784, 16, 16, 10) and sizes["classifier"]["batch"] == 1000
+    assert sizes["softmax_ce"] == {"rows": 8192, "classes": 1000}
+    assert sizes["matmul_1000x784x16_tn"] == {"m": 1000, "k": 784, "n": 16, "form": "tn"}
+    assert len(sizes) == len(workloads.WORKLOADS) == 20
+
+
+def test_worst_error_finds_what_differs():
+    expected = {"a": np.array([1.0, 2.0]), "b": np.array(4.0)}
+    assert workloads.worst_error({"a": np.array([1.0, 2.5]), "b": np.array(4.0)}, expected) == (0.25, "a")
+    assert workloads.worst_error({"a": np.array([1.0, np.nan]), "b": np.array(4.0)}, expected)[0] == np.inf
+    assert workloads.worst_error({"a": np.array([1.0]), "b": np.array(4.0)}, expected)[0] == np.inf
+    assert workloads.worst_error({"a": np.array([1.0, 2.0])}, expected)[0] == np.inf
+
+
+def test_a_race_takes_turns():
+    order = []
+
+    def timer(name, seconds):
+        def timed(calls):
+            order.append(name)
+            return seconds
+
+        return timed
+
+    found = bench.race({"a": timer("a", 0.5), "b": timer("b", 0.25)}, rounds=3)
+    assert order[4:] == ["a", "b", "b", "a", "a", "b"]
+    assert found["a"].as_data() == {"min": 0.5, "median": 0.5, "samples": [0.5] * 3}
+
+
+def test_right_core():
+    assert bench.right_core("vendor_id : GenuineIntel flags : avx2 avx512f") == "SKYLAKEX"
+    assert bench.right_core("vendor_id : AuthenticAMD flags : avx2") == "ZEN"
+    assert bench.right_core("vendor_id : GenuineIntel flags : avx2") == "HASWELL"
+    assert bench.right_core("sse2") is None
+
+
+def test_the_environment_of_a_child(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "ATOM")
+    one = bench.child_environment(1, "ZEN")
+    assert one["OMP_NUM_THREADS"] == one["GRAPHC_NUM_THREADS"] == "1" and one["OPENBLAS_CORETYPE"] == "ZEN"
+    assert "intra_op_parallelism_threads=1" in one["XLA_FLAGS"]
+    two = bench.child_environment(2, None)
+    assert two["OPENBLAS_NUM_THREADS"] == "2" and "OPENBLAS_CORETYPE" not in two
+
+
+@pytest.fixture
+def results():
+    """A run as it comes from the children, of a network too small to be worth timing."""
+    gx.seed(0)
+    x = gx.input("x", (64, 32))
+    exe = gx.compile(gx.tanh(gx.nn.Linear(32, 16)(x)))
+    feeds = {"x": np.ones((64, 32), np.float32)}
+    contender = workloads.Contender(lambda: exe.run(feeds), dict, exe, feeds)
+    measured = {
+        "graphc": {"min": 2e-3, "median": 3e-3, "samples": [2e-3, 3e-3, 4e-3]},
+        "torch": {"min": 3e-3, "median": 3.3e-3, "samples": [3e-3, 3.3e-3, 4e-3]},
+        "jax": {"error": "RuntimeError: no"},
+        "numpy": {"min": 5e-5, "median": 6e-3, "samples": [5e-5, 6e-3, 6e-3]},
+    }
+    result = {
+        "name": "net", "title": "a net", "threads": 1, "load": 0.5, "contenders": measured,
+        "roofline": bench.roofline_data(contender),
+    }  # fmt: skip
+    return {"machine": bench.machine(), "rounds": 3, "results": [result]}
+
+
+@pytest.fixture(autouse=True)
+def small_peaks(monkeypatch):
+    """Peaks that need no measuring."""
+    from test_roofline import PEAKS
+
+    monkeypatch.setattr("graphc.roofline.machine_peaks", lambda: PEAKS)
+
+
+def test_ratios(results):
+    (result,) = results["results"]
+    assert bench_report.best_peer(result) == (5e-5, "numpy")
+    assert bench_report.ratio(result) == pytest.approx(0.025)
+    assert bench_report.ratio(result, "median") == pytest.approx(1.1)
+    assert bench_report.fraction(result) == result["roofline"]["bound_seconds"] / 2e-3
+    assert bench_report.ratio({"contenders": {}}) is None
+    assert bench_report.fraction({"contenders": {}}) is None
+
+
+def test_the_table_and_the_markdown(results):
+    text = bench_report.table(results)
+    row = next(line for line in text.splitlines() if line.startswith("net "))
+    assert row.split()[1:8] == ["1", "2", "ms", "3", "ms", "-", "-"] and "50 us" in row and " 0.03 " in row
+    assert "net, 1 threads, jax: RuntimeError: no" in text
+    page = bench_report.markdown(results)
+    assert "| net | 1 | 2 ms | 3 ms |" in page
+    assert "GFLOP/s" in page and "contract" in page and "### a net, 1 threads" in page
+
+
+def test_the_plot(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    bench_report.plot(results, str(tmp_path / "bench.png"))
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

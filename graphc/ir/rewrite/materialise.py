@@ -17,15 +17,21 @@ def _is_computed(node: Node) -> bool:
 
 
 def _depends_on_memory(node: Node) -> bool:
-    if node.name in ("full", "iota", "extent"):
-        return False
-    if node.op.family in ("view", "effect"):
-        return _depends_on_memory(node.inputs[0].node)
-    return (
-        node.op.family != "elementwise"
-        or node.name == "copy"
-        or any(_depends_on_memory(operand.node) for operand in node.inputs)
-    )
+    """Whether a node is made of an input, of state or of a computed value. Iterative: graphs are deep."""
+    seen: set[Node] = set()
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if node in seen or node.name in ("full", "iota", "extent"):
+            continue
+        seen.add(node)
+        if node.op.family in ("view", "effect"):
+            pending.append(node.inputs[0].node)
+        elif node.op.family != "elementwise" or node.name == "copy":
+            return True
+        else:
+            pending += [operand.node for operand in node.inputs]
+    return False
 
 
 def materialise(graph: Graph) -> Graph:

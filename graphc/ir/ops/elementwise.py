@@ -65,7 +65,7 @@ def same_shape(types: Sequence[TensorType], context: str) -> tuple[Extent, ...]:
     shape = list(types[0].shape)
     for other in types[1:]:
         shape = [
-            require_equal(a, b, f"{context} of {_listed(types)}")
+            a if a == b else require_equal(a, b, f"{context} of {_listed(types)}")
             for a, b in zip(shape, other.shape, strict=True)
         ]
     return tuple(shape)

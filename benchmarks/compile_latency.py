@@ -134,7 +134,11 @@ def scaling(counts: list[int]) -> None:
         for count in counts:
             declared = shape(count)
             start = time.perf_counter()
-            executable = gx.compile(declared)
+            try:
+                executable = gx.compile(declared)
+            except RecursionError:
+                print(f"{shape.__name__:<10}{count:>7}   does not compile: nested deeper than Python's stack")
+                continue
             seconds = time.perf_counter() - start
             parts = {record.name: record.seconds for record in executable.trail}
             parts["verify and engine"] = seconds - sum(parts.values())

@@ -239,7 +239,11 @@ def _decoded(data: bytes) -> tuple[dict[str, Any], bytes]:
     if data[: len(MAGIC)] != MAGIC or len(data) < start:
         raise Refused("it does not start like a cache file")
     end = start + int.from_bytes(data[len(MAGIC) : start], "little")
-    header_text, digest, object_bytes = data[start:end], data[end : end + _DIGEST_BYTES], data[end + _DIGEST_BYTES :]
+    header_text, digest, object_bytes = (
+        data[start:end],
+        data[end : end + _DIGEST_BYTES],
+        data[end + _DIGEST_BYTES :],
+    )
     if hashlib.sha256(header_text + object_bytes).digest() != digest:
         raise Refused("its digest is wrong")
     try:

@@ -5,14 +5,6 @@
 `operands` is a block of 8-byte slots: the addresses of the kernel's buffers in order, then the values of
 the extents listed in `EmittedKernel.extents`. begin..end is the chunk's part of the chunk axis. The result
 is 0, or 1 + the position of the first failed `Check`.
-
-The skeleton of a loop that is unrolled `count` times over vectors of `lanes` (step = count * lanes):
-
-    for base in begin .. main_end step step:     body with `count` items                (main)
-    for base in main_end .. end step lanes:      body with one item; lanes masked       (vector tail)
-    for base in main_end .. end step 1:          body with one item                     (row tail)
-
-With a static extent the vector tail is one straight-line body whose last vector alone is masked.
 """
 
 from __future__ import annotations
@@ -31,9 +23,10 @@ from graphc.codegen.builder import (
     constant,
     register_type,
 )
-from graphc.codegen.memory import Memory, Place, linearise, pointer_operand
-from graphc.codegen.scalars import emit_cast, emit_combine, emit_prim, reduce_lanes
-from graphc.codegen.tiles import Axis, Scope, Tile, build
+from graphc.codegen.loops import Loops
+from graphc.codegen.memory import Place, linearise, pointer_operand
+from graphc.codegen.scalars import emit_cast, emit_combine, emit_prim
+from graphc.codegen.tiles import Tile, build
 from graphc.errors import LoweringError
 from graphc.ir.kernels import (
     Affine,
@@ -72,20 +65,6 @@ class EmittedKernel:
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One stretch of a loop: count items of `lanes` iterations each, `trips` times (None: at run time)."""
-
-    begin: Value
-    end: Value
-    count: int
-    lanes: int
-    trips: int | None
-    # Lanes that exist: "" all; "dynamic" those below the end; or a static number within the whole step.
-    valid: int | None = None
-    masked: bool = False
-
-
 def emit_kernel(module: Module, kernel: Kernel, vector_bits: int) -> EmittedKernel:
     """Adds a kernel's code to a module; kernels with the same code share one function."""
     parameters = [("operands", PTR), ("begin", I64), ("end", I64), ("chunk", I64)]
@@ -110,16 +89,13 @@ def lanes_for(kernel: Kernel, vector_bits: int) -> int:
     return max(vector_bits // max(widest, 32), 2)
 
 
-class KernelEmitter(Memory):
+class KernelEmitter(Loops):
     """Emits one kernel. See `graphc.codegen.tiles` for what an expression's value is."""
 
     def __init__(self, f: Function, kernel: Kernel, vector_bits: int) -> None:
-        super().__init__(f, lanes_for(kernel, vector_bits))
+        super().__init__(f, lanes_for(kernel, vector_bits), kernel.name)
         self.kernel = kernel
         self.first_extent_slot = len(kernel.buffers)
-        # Vars that are being accumulated lane by lane in an open vector loop.
-        self.deferred: set[str] = set()
-        # The axes (tiled or not) that were active when a Var was declared.
         self._splats: dict[tuple[str, str, int], Value] = {}
 
     def emit(self) -> None:
@@ -367,173 +343,3 @@ class KernelEmitter(Memory):
 
         names = self.axes_of(affine.names)
         return build(int32 if element == "i32" else int64, self.tiled(names), item)
-
-    # ---------------------------------------------------------------------------------------- loops
-
-    def loop(self, stmt: For) -> None:
-        carried = self.carried_through(stmt.body)
-        if not stmt.vector:
-            for segment in self.segments(stmt):
-                self.run_segment(stmt, segment, carried)
-            return
-        outer = {name: self.scalars[name] for name in carried}
-        combines = {
-            s.name: s.combine for s in walk_stmts(stmt.body) if isinstance(s, Combine) and s.name in outer
-        }
-        if set(combines) != set(carried):
-            raise LoweringError(f"{self.kernel.name}: a value is carried through the vectorised {stmt.axis}")
-        self.deferred |= set(carried)
-        partials: dict[str, Tile] = {}
-        for segment in self.segments(stmt):
-            for name in carried:
-                self.scalars[name] = self.partial(
-                    stmt.axis, segment, outer[name], combines[name], partials.get(name)
-                )
-            self.run_segment(stmt, segment, carried)
-            partials.update({name: self.scalars[name] for name in carried})
-        self.deferred -= set(carried)
-        for name in carried:
-            self.scalars[name] = self.finished(stmt.axis, outer[name], combines[name], partials.get(name))
-
-    def carried_through(self, body: Body) -> list[str]:
-        """Vars declared outside a body that it changes, in the order of their declaration."""
-        changed = {s.name for s in walk_stmts(body) if isinstance(s, (Combine, Assign))}
-        return [name for name in self.scalars if name in changed]
-
-    def partial(self, axis: str, segment: Segment, outer: Tile, combine: str, previous: Tile | None) -> Tile:
-        """Lane-wise accumulators for a segment: what the last segment left, else the neutral element."""
-        type = register_type(outer.dtype, segment.lanes)
-        identity = constant(combine_identity(combine, outer.dtype), type)
-        items: dict[tuple[int, ...], Value] = {}
-        for key in outer.items:
-            for copy in range(segment.count):
-                items[(*key, copy)] = identity
-            if previous is not None:
-                items[(*key, 0)] = self.folded_copies(previous, key, combine)
-        return Tile(outer.dtype, (*outer.axes, axis), items)
-
-    def folded_copies(self, partial: Tile, key: tuple[int, ...], combine: str) -> Value:
-        copies = [value for slot, value in partial.items.items() if slot[:-1] == key]
-        while len(copies) > 1:  # by pairs: short dependency chains, a fixed order
-            pairs = [
-                emit_combine(self.f, combine, a, b, partial.dtype)
-                for a, b in zip(copies[::2], copies[1::2], strict=False)
-            ]
-            copies = pairs + ([copies[-1]] if len(copies) % 2 else [])
-        return copies[0]
-
-    def finished(self, axis: str, outer: Tile, combine: str, partial: Tile | None) -> Tile:
-        """The accumulated value after a vectorised loop: copies, then lanes, then the value before."""
-        if partial is None:
-            return outer
-        items = {}
-        for key, before in outer.items.items():
-            vector = self.folded_copies(partial, key, combine)
-            total = reduce_lanes(self.f, combine, vector, outer.dtype)
-            items[key] = emit_combine(self.f, combine, before, total, outer.dtype)
-        return Tile(outer.dtype, outer.axes, items)
-
-    def segments(self, stmt: For) -> list[Segment]:
-        """How a loop is cut into a main part and a tail."""
-        lanes = self.lanes if stmt.vector else 1
-        step = stmt.tile * lanes
-        if isinstance(stmt.extent, int) and not stmt.chunked:
-            return self._static_segments(stmt.extent, step, lanes, stmt)
-        begin, end = (self.f.parameters[1], self.f.parameters[2]) if stmt.chunked else (
-            constant(0, I64), self.extent(stmt.extent),
-        )  # fmt: skip
-        if step == 1:
-            return [Segment(begin, end, 1, 1, None)]
-        span = self.f.binary("sub", end, begin) if begin.ref != "0" else end
-        rest = self.f.binary("srem", span, constant(step, I64))
-        main_end = self.f.binary("sub", end, rest)
-        return [
-            Segment(begin, main_end, stmt.tile, lanes, None),
-            Segment(main_end, end, 1, lanes, None, masked=stmt.vector),
-        ]
-
-    def _static_segments(self, extent: int, step: int, lanes: int, stmt: For) -> list[Segment]:
-        result = []
-        main, rest = divmod(extent, step)
-        split = constant(main * step, I64)
-        if main:
-            result.append(Segment(constant(0, I64), split, stmt.tile, lanes, main))
-        if rest and stmt.vector:
-            count = -(-rest // lanes)
-            result.append(Segment(split, constant(extent, I64), count, lanes, 1, valid=rest, masked=True))
-        elif rest:
-            result.append(Segment(split, constant(extent, I64), 1, 1, rest))
-        return result
-
-    def run_segment(self, stmt: For, segment: Segment, carried: list[str]) -> None:
-        """Emits the control flow of one segment around the loop's body."""
-        f = self.f
-        step = constant(segment.count * segment.lanes, I64)
-        if segment.trips == 1:
-            self.iteration(stmt, segment, segment.begin)
-            return
-        before, entry = f.current_block, {name: self.scalars[name] for name in carried}
-        top, done = f.label("loop"), f.label("done")
-        if segment.trips is None:
-            f.branch_if(f.compare("slt", segment.begin, segment.end), top, done)
-        else:
-            f.branch(top)
-        f.block(top)
-        # The phis name values of the latch, which is written after them: patch the text afterwards.
-        phis = f.region()
-        index = Value(I64, f.fresh("i"))
-        heads = {name: _renamed(f, entry[name]) for name in carried}
-        self.scalars.update(heads)
-        self.iteration(stmt, segment, index)
-        following = f.binary("add", index, step)
-        latch = f.current_block
-        f.branch_if(f.compare("slt", following, segment.end), top, done)
-        f.block(done)
-        with f.writing_to(phis):
-            _phi(f, index, segment.begin, before, following, latch)
-            for name in carried:
-                for key, head in heads[name].items.items():
-                    _phi(f, head, entry[name].items[key], before, self.scalars[name].items[key], latch)
-        if segment.trips is None:
-            for name in carried:
-                last = self.scalars[name]
-                merged = {
-                    key: f.phi(value.type, [(entry[name].items[key], before), (value, latch)])
-                    for key, value in last.items.items()
-                }
-                self.scalars[name] = Tile(last.dtype, last.axes, merged)
-
-    def iteration(self, stmt: For, segment: Segment, base: Value) -> None:
-        """The body of a loop for `count` items from `base` on."""
-        depth = len(self.scopes)
-        axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector)
-        self.scopes.append(Scope(depth, self.f.region()))
-        if segment.masked:
-            axis.masks = self.masks(segment, base)
-        self.axes[stmt.axis] = axis
-        outer = set(self.scalars)
-        self.body(stmt.body)
-        del self.axes[stmt.axis]
-        self.scopes.pop()
-        self.scalars = {name: tile for name, tile in self.scalars.items() if name in outer}
-
-    def masks(self, segment: Segment, base: Value) -> list[Value | None]:
-        """Which lanes of each vector exist."""
-        f, lanes = self.f, segment.lanes
-        if segment.valid is not None:
-            result: list[Value | None] = []
-            for copy in range(segment.count):
-                exists = min(max(segment.valid - copy * lanes, 0), lanes)
-                bits = ", ".join(f"i1 {'true' if lane < exists else 'false'}" for lane in range(lanes))
-                result.append(None if exists == lanes else Value(LLType("i1", lanes), f"<{bits}>"))
-            return result
-        left = f.convert("trunc", f.binary("sub", segment.end, base), LLType("i32"))
-        return [f.compare("ult", f.lane_ids("i32", lanes), f.splat(left, lanes))]
-
-
-def _renamed(f: Function, tile: Tile) -> Tile:
-    return Tile(tile.dtype, tile.axes, {k: Value(v.type, f.fresh("p")) for k, v in tile.items.items()})
-
-
-def _phi(f: Function, name: Value, first: Value, before: str, following: Value, latch: str) -> None:
-    f.line(f"{name.ref} = phi {name.type} [ {first.ref}, %{before} ], [ {following.ref}, %{latch} ]")

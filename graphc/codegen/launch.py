@@ -109,8 +109,7 @@ class ProgramBlock:
 def _table(name: str, rows: Table, columns: int) -> Table:
     if rows.ndim != 2 or rows.shape[1] != columns or rows.dtype != np.int64:
         raise VerifyError(
-            f"{name} must be an int64 array of {columns} columns, not {rows.dtype} of shape "
-            f"{rows.shape}"
+            f"{name} must be an int64 array of {columns} columns, not {rows.dtype} of shape {rows.shape}"
         )
     return np.array(rows, order="C")
 

@@ -421,6 +421,7 @@ entry:
 }
 """
 
+
 def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
     """The text of gx_parallel, gx_close, gx_stop and what they call (no target triple).
 
@@ -428,9 +429,7 @@ def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
     `sig_setmask` is the platform's SIG_SETMASK. The private `i64 @gx_set_float_mode(i64)` sets the CPU's
     float mode and returns the one it found
     """
-    text = "".join(
-        (_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, parking_ir(futex), float_mode_ir(x86=x86))
-    )
+    text = "".join((_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, parking_ir(futex), float_mode_ir(x86=x86)))
     constants: dict[str, object] = {
         "FIELD": (1 << FIELD_BITS) - 1,
         "FIELD_BITS": FIELD_BITS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from graphc.ir.fuse import EXPENSIVE
+from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.kernels import (
     Body,
     Expr,
@@ -112,4 +112,3 @@ def _named(body: Body, expr: Expr, name: str) -> Body:
             (stmt,) = map_stmts((stmt,), lambda part: Ref(name, expr.dtype) if part == expr else None)
         result.append(stmt)
     return tuple(result)
-

@@ -20,74 +20,25 @@ leaves a `Decision`.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TypeVar
 
-from graphc.errors import VerifyError
 from graphc.ir.access import Label, Labels, Read, Reader
+from graphc.ir.clusters import (
+    EXPENSIVE,
+    Cluster,
+    Clustering,
+    Decision,
+    common_order,
+    splits,
+    topological_positions,
+)
 from graphc.ir.graph import Graph, Node, Operand, Variable
-from graphc.ir.ops.contract import split_spec
 from graphc.ir.types import Extent
-
-T = TypeVar("T", bound=Hashable)
 
 MAX_CLUSTER = 200  # nodes; keeps kernels and the search bounded
 OTHER_ORDER = "the axes come in another order"
 SMALL = 4096  # elements that one core may as well sweep alone
-
-SPLIT_RESULT = 32768  # elements of a product that chunks may each keep a copy of
-SPLIT_WORK = 2**20  # multiply-adds below which cutting the contracted axis does not pay
-
-EXPENSIVE = frozenset(
-    {
-        "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow", "gelu", "silu",
-        "softplus", "elu", "selu", "div", "sqrt", "rsqrt", "reciprocal", "floordiv", "mod",
-        "bce_with_logits",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether two nodes were fused, and why (not). `bytes` is what the edge costs in memory traffic."""
-
-    producer: str
-    consumer: str
-    taken: bool
-    reason: str
-    bytes: Extent
-    origin: str
-
-
-@dataclass(eq=False)
-class Cluster:
-    """Nodes that become one kernel, in topological order."""
-
-    nodes: list[Node]
-    order: list[Label]  # the loop order: every node's labels are a subsequence
-    parallel: list[Label] = field(default_factory=list)
-    inner: list[Label] = field(default_factory=list)
-    first: int = 0  # topological positions of the first and the last node
-    last: int = 0
-
-    @property
-    def contract(self) -> Node | None:
-        return next((n for n in self.nodes if n.op.family == "contract"), None)
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """The result: clusters in a launch order, with everything lowering needs to know about labels."""
-
-    clusters: list[Cluster]
-    reader: Reader
-    decisions: list[Decision]
-    labels: dict[Label, Label]  # representative of each label
-    split: frozenset[Node]  # contractions whose chunks run along the contracted axis
-    extents: dict[Label, Extent]
 
 
 def fuse(graph: Graph) -> Clustering:
@@ -110,7 +61,7 @@ class _Fuser:
         self.results = {o.node for o in graph.roots}
         self.after: dict[Node, list[Node]] = self._order_edges()
         # Every edge of `after` goes to a later position, so a search for paths can stop early.
-        self.position = _positions(self.reader.computed, self.after)
+        self.position = topological_positions(self.reader.computed, self.after)
         self.reader.computed.sort(key=self.position.__getitem__)
         # For each position the first one of the clusters that reach as far.
         self.reach = list(range(len(self.reader.computed)))
@@ -119,7 +70,7 @@ class _Fuser:
         # Reductions over leading axes that are gathered beside their operand's kernel, chunk by chunk.
         self.gathered: set[Node] = set()
         self.extents: dict[Label, Extent] = {}
-        self.split = {n for n in self.reader.computed if _splits(n)}
+        self.split = {n for n in self.reader.computed if splits(n)}
         for node in self.reader.computed:
             order = self._iteration_labels(node)
             cluster = Cluster([node], order, first=self.position[node], last=self.position[node])
@@ -388,7 +339,7 @@ class _Fuser:
     def _united(self, producer: Cluster, consumer: Cluster) -> tuple[Cluster | None, str]:
         first = [self.find(label) for label in producer.order]
         second = [self.find(label) for label in consumer.order]
-        order = _common_order(first, second)
+        order = common_order(first, second)
         if order is None:
             return None, OTHER_ORDER
         nodes = sorted(producer.nodes + consumer.nodes, key=self.position.__getitem__)
@@ -588,56 +539,10 @@ class _Fuser:
             own = self.cluster_of[node]
             after[own] += [self.cluster_of[n] for n in self.after[node] if self.cluster_of[n] is not own]
         clusters.sort(key=lambda c: c.last)
-        positions = _positions(clusters, after)
+        positions = topological_positions(clusters, after)
         ordered = sorted(clusters, key=positions.__getitem__)
         for cluster in ordered:
             cluster.order = [self.find(x) for x in cluster.order]
             cluster.parallel = [self.find(x) for x in cluster.parallel]
             cluster.inner = [self.find(x) for x in cluster.inner]
         return ordered
-
-
-def _splits(node: Node) -> bool:
-    """Whether a product is small beside what it sums over (a weight gradient over a batch).
-
-    Its chunks then run along the contracted axis, each with its own copy of the result: all cores work
-    on it, and each reads its part of the operands only once, from a cache that can hold it.
-    """
-    if node.op.family != "contract" or not node.types[0].dtype.is_float:
-        return False
-    left, _, result = split_spec(node.attrs["spec"])
-    contracted = [e for x, e in zip(left, node.inputs[0].shape, strict=True) if x not in result]
-    size = node.types[0].size
-    if len(contracted) != 1 or not isinstance(size, int) or size > SPLIT_RESULT:
-        return False
-    (extent,) = contracted
-    return not isinstance(extent, int) or (size * extent >= SPLIT_WORK and extent >= 2 * size)
-
-
-def _positions(items: Sequence[T], after: Mapping[T, Sequence[T]]) -> dict[T, int]:
-    """Topological positions; among those that are ready, the one that stands first in `items`."""
-    numbers = {item: i for i, item in enumerate(items)}
-    waiting = dict.fromkeys(items, 0)
-    for item in items:
-        for later in set(after[item]):
-            waiting[later] += 1
-    ready = [numbers[item] for item in items if waiting[item] == 0]
-    heapq.heapify(ready)
-    positions: dict[T, int] = {}
-    while ready:
-        item = items[heapq.heappop(ready)]
-        positions[item] = len(positions)
-        for later in set(after[item]):
-            waiting[later] -= 1
-            if waiting[later] == 0:
-                heapq.heappush(ready, numbers[later])
-    if len(positions) != len(items):
-        raise VerifyError("the order in which state is read and written has a cycle")
-    return positions
-
-
-def _common_order(first: list[Label], second: list[Label]) -> list[Label] | None:
-    """A sequence that has both as subsequences, where one of them is a subsequence of the other."""
-    long, short = (first, second) if len(first) >= len(second) else (second, first)
-    remaining = iter(long)
-    return long if all(label in remaining for label in short) else None

@@ -12,20 +12,17 @@ from dataclasses import replace
 
 from graphc.errors import LoweringError
 from graphc.ir.access import Label, Labels, Read, is_view
-from graphc.ir.fuse import Cluster, Clustering
+from graphc.ir.clusters import Cluster, Clustering
 from graphc.ir.graph import Graph, Node, Operand
+from graphc.ir.indices import conjunction, guarded, known_extent, within
 from graphc.ir.kernels import (
     CHUNK,
     Affine,
-    Assign,
     Body,
     Buffer,
-    Cast,
-    Check,
     Combine,
     Const,
     Expr,
-    ExtentValue,
     For,
     Index,
     Kernel,
@@ -42,10 +39,11 @@ from graphc.ir.kernels import (
     prim,
     walk_stmts,
 )
-from graphc.ir.nest import COMBINE_OF, Nest, conjunction, guarded, known_extent, within
+from graphc.ir.nest import COMBINE_OF, Nest
 from graphc.ir.rewrite.layout import SPACING, rows_collide
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import Extent, Guard, TensorType, dim, int64
+from graphc.ir.solo import check_kernel, scan_kernel, scatter_kernel
+from graphc.ir.types import Extent, Guard, TensorType, dim
 
 
 def lower(graph: Graph, clustering: Clustering, guards: Iterable[Guard] = ()) -> KernelProgram:
@@ -287,11 +285,11 @@ class Lowering:
             node = cluster.nodes[0]
             name = f"k{len(self.kernels)}"
             if node.op.family == "effect":
-                self.kernels.append(self._check_kernel(cluster, name))
+                self.kernels.append(check_kernel(self, cluster, name))
             elif node.op.family == "scan":
-                self.kernels.append(self._scan_kernel(cluster, name))
+                self.kernels.append(scan_kernel(self, cluster, name))
             elif node.name == "scatter_add":
-                self.kernels.append(self._scatter_kernel(cluster, name))
+                self.kernels.append(scatter_kernel(self, cluster, name))
             else:
                 self._lower_nest(cluster, name)
         outputs = {label: (f"out.{label}", operand.type) for label, operand in self.graph.outputs.items()}
@@ -336,12 +334,12 @@ class Lowering:
             form = "rows" if cluster.inner else "columns"
         elif any(node.op.family == "move" for node in cluster.nodes):
             form = "move"
-        self.kernels.append(self._kernel(nest, cluster, form, body))
+        self.kernels.append(self.kernel_of(nest, cluster, form, body))
         for node in cluster.nodes:
             if node in self._partials:
                 self._combine_slots(node)
 
-    def _kernel(self, nest: Nest, cluster: Cluster, form: str, body: tuple[Stmt, ...]) -> Kernel:
+    def kernel_of(self, nest: Nest, cluster: Cluster, form: str, body: tuple[Stmt, ...]) -> Kernel:
         chunked = nest.loops[nest.chunk_label] if nest.chunk_label is not None else None
         return Kernel(
             nest.name,
@@ -421,90 +419,6 @@ class Lowering:
             if is_view(current) or (current is not node and self.reader.is_inline(current)):
                 stack.extend(operand.node for operand in current.inputs)
         return True
-
-    def _check_kernel(self, cluster: Cluster, name: str) -> Kernel:
-        """Compares every index with its bound; the first bad one fails the step."""
-        node = cluster.nodes[0]
-        nest = Nest(self, cluster, name, cluster.parallel[0] if cluster.parallel else None)
-        index = tuple(nest.index_of(label) for label in self.out_labels(node))
-        value = nest.pull(node.inputs[0], index)
-        row = nest.regions[nest.row]
-        row.append(Let("value", value))
-        named = Ref("value", value.dtype)
-        wide = named if value.dtype == int64 else Cast(named, int64)
-        bound = node.attrs["extent"]
-        limit: Expr = Const(bound, int64) if isinstance(bound, int) else ExtentValue(bound)
-        inside = prim("and", prim("ge", wide, Const(0, int64)), prim("lt", wide, limit))
-        position = Affine()
-        stride: Extent = 1
-        for affine, extent in reversed(list(zip(index, node.types[0].shape, strict=True))):
-            position = position + affine.scale(stride)
-            stride = stride * extent
-        row.append(Check(inside, position))
-        kernel = self._kernel(nest, cluster, "check", nest.wrapped(tuple(row)))
-        return Kernel(
-            kernel.name, "check", kernel.buffers, kernel.body, kernel.chunk_axis, kernel.chunk_extent,
-            origin=f"{node.attrs['what']}: {kernel.origin}",
-        )  # fmt: skip
-
-    def _scan_kernel(self, cluster: Cluster, name: str) -> Kernel:
-        """cumsum: the running sum is carried along the axis, in order."""
-        node = cluster.nodes[0]
-        nest = Nest(self, cluster, name, self.chunk_label(cluster))
-        axis = node.attrs["axis"]
-        labels = self.out_labels(node)
-        index = tuple(nest.index_of(label) for label in labels)
-        if node.attrs["reverse"]:
-            last = node.types[0].shape[axis] + -1
-            index = (*index[:axis], index[axis].scale(-1) + last, *index[axis + 1 :])
-        dtype = node.types[0].dtype
-        row = nest.regions[nest.row]
-        row.append(Var("total", dtype, Const(dtype.numpy.type(0).item(), dtype)))
-        nest.sweep = []
-        value = nest.pull(node.inputs[0], index)
-        nest.sweep.append(Assign("total", prim("add", Ref("total", dtype), value)))
-        for storage in self.storages_of(node):
-            nest.sweep.append(Store(nest.buffer(storage, node.types[0], "out"), index, Ref("total", dtype)))
-        statements: tuple[Stmt, ...] = tuple(nest.sweep)
-        nest.sweep = None
-        for loop in reversed(nest.inner):
-            statements = (For(loop.axis, loop.extent, statements),)
-        row.extend(statements)
-        return self._kernel(nest, cluster, "rows", nest.wrapped(tuple(row)))
-
-    def _scatter_kernel(self, cluster: Cluster, name: str) -> Kernel:
-        """Adds rows of updates at indices. Each chunk owns its columns, so no two ever meet."""
-        node = cluster.nodes[0]
-        axis = node.attrs["axis"]
-        indices, updates = node.inputs
-        labels = self.out_labels(node)
-        scattered = labels[axis]
-        free = [label for position, label in enumerate(labels) if position != axis and label is not None]
-        # The scattered axis is not a loop of the nest, but cleared and then addressed through indices.
-        solo = Cluster(cluster.nodes, free, parallel=free, inner=[])
-        nest = Nest(self, solo, name, self.chunk_label(solo))
-        index = [
-            Affine() if label is None or label == scattered else nest.index_of(label) for label in labels
-        ]
-        rank = len(indices.shape)
-        inner = [f"s{n}" for n in range(rank)]
-        at = tuple(Affine.of(a) for a in inner)
-        dtype = node.types[0].dtype
-        zero = Const(dtype.numpy.type(0).item(), dtype)
-        row = nest.regions[nest.row]
-        clear = "z"
-        position = nest.pull(indices, at)
-        value = nest.pull(updates, (*index[:axis], *at, *index[axis + 1 :]))
-        for storage in self.storages_of(node):
-            target = nest.buffer(storage, node.types[0], "inout")
-            cleared = (*index[:axis], Affine.of(clear), *index[axis + 1 :])
-            row.append(For(clear, node.types[0].shape[axis], (Store(target, cleared, zero),)))
-            added = (*index[:axis], Affine.of("at"), *index[axis + 1 :])
-            body: tuple[Stmt, ...] = (Let("at", position), Store(target, added, value, "sum"))
-            for a, extent in reversed(list(zip(inner, indices.shape, strict=True))):
-                body = (For(a, extent, body),)
-            row.extend(body)
-        return self._kernel(nest, solo, "move", nest.wrapped(tuple(row)))
 
 
 def _with_distinct_names(kernel: Kernel) -> Kernel:

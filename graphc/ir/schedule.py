@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.collapse import collapse
-from graphc.ir.fuse import EXPENSIVE
 from graphc.ir.kernels import (
     Affine,
     Assign,

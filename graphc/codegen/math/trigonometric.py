@@ -150,9 +150,7 @@ def _reduce_lanes(x: Number, large: Number, medium: Reduced) -> Reduced:
     for lane in range(lanes):
         addresses = [f.gep(buffer, constant(lane, I64), I64) for buffer in buffers]
         f.call("gx_reduce_large", None, x.value if lanes == 1 else f.extract(x.value, lane), *addresses)
-    answers = [
-        part.like(f.load(buffer, part.type)) for buffer, part in zip(buffers, medium, strict=True)
-    ]
+    answers = [part.like(f.load(buffer, part.type)) for buffer, part in zip(buffers, medium, strict=True)]
     q, r, error = (select(large, a, b) for a, b in zip(answers, medium, strict=True))
     return q, r, error
 
@@ -160,9 +158,9 @@ def _reduce_lanes(x: Number, large: Number, medium: Reduced) -> Reduced:
 def _reduce(x: Number) -> Reduced:
     """Quadrant and remainder; NaN and inf give a meaningless remainder.
 
-        entry:  medium reduction; any lane >= 2^20 ? large : done
-        large:  call per lane, select
-        done:   phi
+    entry:  medium reduction; any lane >= 2^20 ? large : done
+    large:  call per lane, select
+    done:   phi
     """
     f = x.function
     medium = _reduce_medium(x)

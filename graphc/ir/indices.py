@@ -1,0 +1,132 @@
+"""Small pieces of kernel expressions: indices through views, guards, shared parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from graphc.errors import LoweringError
+from graphc.ir.graph import Node
+from graphc.ir.kernels import (
+    Affine,
+    Cast,
+    Const,
+    Expr,
+    ExtentValue,
+    Index,
+    IndexValue,
+    Let,
+    Load,
+    Prim,
+    Ref,
+    Stmt,
+    children,
+    map_expr,
+    prim,
+)
+from graphc.ir.types import Extent, bool_, int64
+
+
+def known_extent(extent: Extent) -> int:
+    """An extent's value, or a large one where it is symbolic."""
+    return extent if isinstance(extent, int) else 2**30
+
+
+def view_index(node: Node, index: Index) -> Index:
+    """The index of a view's operand, from that of its result."""
+    shape = node.inputs[0].shape
+    match node.name:
+        case "check_index":
+            return index
+        case "transpose":
+            result = [Affine()] * len(index)
+            for position, source in enumerate(node.attrs["permutation"]):
+                result[source] = index[position]
+            return tuple(result)
+        case "expand_dims":
+            axes = node.attrs["axes"]
+            return tuple(a for position, a in enumerate(index) if position not in axes)
+        case "squeeze":
+            kept = iter(index)
+            axes = node.attrs["axes"]
+            return tuple(Affine() if position in axes else next(kept) for position in range(len(shape)))
+        case "broadcast_to":
+            tail = index[len(index) - len(shape) :]
+            return tuple(Affine() if extent == 1 else a for extent, a in zip(shape, tail, strict=True))
+        case "slice":
+            starts, steps = node.attrs["starts"], node.attrs["steps"]
+            return tuple(a.scale(step) + start for a, start, step in zip(index, starts, steps, strict=True))
+    raise LoweringError(f"{node!r} is not an affine view")
+
+
+def guarded(value: Expr, inside: Expr, fill: Const) -> Expr:
+    """`value` where a condition holds, else a constant; loads are guarded, so that memory is not touched."""
+
+    def guard(part: Expr) -> Expr | None:
+        if not isinstance(part, Load):
+            return None
+        both = inside if part.guard is None else prim("and", inside, part.guard)
+        return Load(part.source, part.index, part.dtype, both, part.fill or Const(0, part.dtype))
+
+    if isinstance(value, Load) and value.guard is None:
+        return Load(value.source, value.index, value.dtype, inside, fill)
+    return prim("select", inside, map_expr(value, guard), fill)
+
+
+def within(affine: Affine, low: Extent, high: Extent) -> Expr:
+    """low <= index < high."""
+    position = IndexValue(affine)
+    above = prim("ge", position, _integer(low))
+    return prim("and", above, prim("lt", position, _integer(high)))
+
+
+def _integer(extent: Extent) -> Expr:
+    return Const(extent, int64) if isinstance(extent, int) else ExtentValue(extent)
+
+
+def conjunction(conditions: list[Expr]) -> Expr:
+    result: Expr = Const(True, bool_)
+    for number, condition in enumerate(conditions):
+        result = condition if number == 0 else prim("and", result, condition)
+    return result
+
+
+def name_shared(expr: Expr, fresh: Callable[[], str], where: list[Stmt]) -> Expr:
+    """Names every part of an expression that occurs in it more than once (by identity)."""
+    counts: dict[int, int] = {}
+    for part in distinct(expr):
+        for child in children(part):
+            counts[id(child)] = counts.get(id(child), 0) + 1
+    if all(count < 2 for count in counts.values()):
+        return expr
+    done: dict[int, Expr] = {}
+
+    def rebuild(part: Expr) -> Expr:
+        if id(part) in done:
+            return done[id(part)]
+        mapping = {id(child): rebuild(child) for child in children(part)}
+        replaced = part
+        if isinstance(part, Prim):
+            replaced = Prim(part.name, tuple(mapping[id(o)] for o in part.operands), part.dtype)
+        elif isinstance(part, Cast):
+            replaced = Cast(mapping[id(part.operand)], part.dtype)
+        elif isinstance(part, Load) and part.guard is not None:
+            replaced = Load(part.source, part.index, part.dtype, mapping[id(part.guard)], part.fill)
+        if counts.get(id(part), 0) > 1 and isinstance(replaced, (Prim, Cast, Load, IndexValue)):
+            name = fresh()
+            where.append(Let(name, replaced))
+            replaced = Ref(name, replaced.dtype)
+        done[id(part)] = replaced
+        return replaced
+
+    return rebuild(expr)
+
+
+def distinct(expr: Expr) -> Iterator[Expr]:
+    seen: set[int] = set()
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            stack.extend(children(part))

@@ -1,4 +1,4 @@
-"""The compiler, readable from top to bottom: `PASSES` is all of it, in order.
+"""The compiler, readable from top to bottom: the tuple that `passes` returns is all of it, in order.
 
     tensors -> graph     the network as declared, equal nodes merged
             -> joint     with gradients, gradient sums and the optimizer's updates

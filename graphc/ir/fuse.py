@@ -36,7 +36,7 @@ from graphc.ir.clusters import (
 from graphc.ir.graph import Graph, Node, Operand, Variable
 from graphc.ir.types import Extent
 
-MAX_CLUSTER = 200  # nodes; keeps kernels and the search bounded
+MAX_CLUSTER = 96  # nodes; bounds kernels, the search, and how deep expressions nest
 OTHER_ORDER = "the axes come in another order"
 SMALL = 4096  # elements that one core may as well sweep alone
 

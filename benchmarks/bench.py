@@ -73,25 +73,30 @@ class Measured:
         return {"min": min(self.samples), "median": median(self.samples), "samples": self.samples}
 
 
-def timer_of(step: Callable[[], Any]) -> Timer:
+def timer_of(step: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> Timer:
     """Times a number of calls of a step, after one that does not count."""
 
     def timed(calls: int) -> float:
         step()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(calls):
             step()
-        return (time.perf_counter() - start) / calls
+        return (clock() - start) / calls
 
     return timed
+
+
+def clock_of(cpu_time: bool) -> Callable[[], float]:
+    """The clock for samples: the wall's, or the time that this process was given."""
+    return time.process_time if cpu_time else time.perf_counter
 
 
 class NumpyWorker:
     """numpy in a process of its own, where OpenBLAS guesses the core."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_time: bool) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
-        command = [sys.executable, __file__, "--numpy-worker"]
+        command = [sys.executable, __file__, "--numpy-worker", *(["--cpu-time"] if cpu_time else [])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -108,7 +113,7 @@ class NumpyWorker:
         self._process.communicate()
 
 
-def numpy_worker() -> None:
+def numpy_worker(cpu_time: bool) -> None:
     """The other end of `NumpyWorker`: answers until its input ends."""
     from workloads import BY_NAME
 
@@ -117,7 +122,7 @@ def numpy_worker() -> None:
         message = json.loads(line)
         if "name" in message:
             workload = BY_NAME[message["name"]]
-            timed = timer_of(workload.numpy(workload.data(message["tiny"])).step)
+            timed = timer_of(workload.numpy(workload.data(message["tiny"])).step, clock_of(cpu_time))
             answer = 0.0
         else:
             answer = timed(message["calls"])
@@ -140,11 +145,13 @@ def race(timers: Mapping[str, Timer], rounds: int) -> dict[str, Measured]:
     return found
 
 
-def run_workload(workload: Any, threads: int, rounds: int, tiny: bool, worker: NumpyWorker | None) -> Any:
+def run_workload(workload: Any, arguments: argparse.Namespace, worker: NumpyWorker | None) -> Any:
     """Checks and times one workload, and takes graphc's roofline."""
     from peers import peers_of
     from workloads import worst_error
 
+    tiny = arguments.tiny
+    clock = clock_of(arguments.cpu_time)
     data = workload.data(tiny)
     expected = workload.numpy(data, "float64").checked()
     makers: dict[str, Callable[[Any], Any]] = {"graphc": workload.graphc, **peers_of(workload)}
@@ -165,15 +172,16 @@ def run_workload(workload: Any, threads: int, rounds: int, tiny: bool, worker: N
             failed[name] = Measured(error=f"wrong by {error:.2g} in {where}")
             continue
         contenders[name] = contender
-        timers[name] = timer_of(contender.step)
+        timers[name] = timer_of(contender.step, clock)
     if worker is not None and workload.kind in ("network", "matmul"):
         worker.ask({"name": workload.name, "tiny": tiny})
         timers["numpy, default core"] = lambda calls: worker.ask({"calls": calls})
-    measured = {**race(timers, rounds), **failed}
+    measured = {**race(timers, arguments.rounds), **failed}
     result = {
         "name": workload.name,
         "title": workload.title,
-        "threads": threads,
+        "threads": arguments.child,
+        "clock": "CPU time" if arguments.cpu_time else "wall",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "contenders": {name: value.as_data() for name, value in measured.items()},
     }
@@ -206,10 +214,10 @@ def child(arguments: argparse.Namespace) -> None:
     from workloads import BY_NAME
 
     set_threads(arguments.child)
-    worker = None if arguments.tiny else NumpyWorker()
+    worker = None if arguments.tiny else NumpyWorker(arguments.cpu_time)
     with open(arguments.json, "a", encoding="utf-8") as file:
         for name in arguments.only:
-            result = run_workload(BY_NAME[name], arguments.child, arguments.rounds, arguments.tiny, worker)
+            result = run_workload(BY_NAME[name], arguments, worker)
             file.write(json.dumps(result) + "\n")
             file.flush()
             print(f"{name}, {arguments.child} threads: done", file=sys.stderr, flush=True)
@@ -220,7 +228,9 @@ def child(arguments: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------- the parent
 
 
-def run_children(names: Sequence[str], rounds: int, tiny: bool, thread_counts: Sequence[int]) -> list[Any]:
+def run_children(
+    names: Sequence[str], arguments: argparse.Namespace, thread_counts: Sequence[int]
+) -> list[Any]:
     """One child after another; results in the order of the workloads. SystemExit if one fails."""
     cpuinfo = Path("/proc/cpuinfo")
     core = right_core(cpuinfo.read_text()) if cpuinfo.exists() else None
@@ -229,7 +239,10 @@ def run_children(names: Sequence[str], rounds: int, tiny: bool, thread_counts: S
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "results.json")
             command = [sys.executable, __file__, "--child", str(threads), "--json", path]
-            command += ["--rounds", str(rounds), "--only", *names, *(["--tiny"] if tiny else [])]
+            command += ["--rounds", str(arguments.rounds), "--only", *names]
+            command += ["--tiny"] if arguments.tiny else []
+            # Of several threads the CPU time says nothing.
+            command += ["--cpu-time"] if arguments.cpu_time and threads == 1 else []
             with pinned(threads):
                 process = subprocess.Popen(command, env=child_environment(threads, core))
             code = process.wait()
@@ -288,6 +301,9 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="workloads, or how they begin")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread: CPU time, for a machine that others use as well"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that everything works")
     parser.add_argument("--json", help="write all samples there")
     parser.add_argument("--markdown", help="write tables there")
@@ -301,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """See the module."""
     arguments = arguments_of(argv)
     if arguments.numpy_worker:
-        return numpy_worker()
+        return numpy_worker(arguments.cpu_time)
     if arguments.child is not None:
         return child(arguments)
     from workloads import WORKLOADS
@@ -312,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not names:
         raise SystemExit(f"there is no such workload; there are {', '.join(w.name for w in WORKLOADS)}")
     thread_counts = arguments.threads or sorted({1, cpu_count()})
-    results = run_children(names, arguments.rounds, arguments.tiny, thread_counts)
+    results = run_children(names, arguments, thread_counts)
     run = {"machine": machine(), "rounds": arguments.rounds, "results": results}
     print(table(run))
     if arguments.json:

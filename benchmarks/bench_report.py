@@ -84,9 +84,10 @@ def head(run: Run) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     loads = [result["load"] for result in run["results"] if result["load"] is not None]
     load = f"; load average {min(loads):.1f} to {max(loads):.1f} meanwhile" if loads else ""
+    clocks = " and ".join(sorted({result["clock"] for result in run["results"]}))
     return [
         f"{machine['cpu']}, {machine['cpus']} CPUs; {versions}",
-        f"least of {run['rounds']} interleaved rounds; ratio: best peer / graphc{load}",
+        f"least of {run['rounds']} interleaved rounds ({clocks}); ratio: best peer / graphc{load}",
     ]
 
 

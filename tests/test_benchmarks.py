@@ -87,7 +87,7 @@ def results():
         "numpy": {"min": 5e-5, "median": 6e-3, "samples": [5e-5, 6e-3, 6e-3]},
     }
     result = {
-        "name": "net", "title": "a net", "threads": 1, "load": 0.5, "contenders": measured,
+        "name": "net", "title": "a net", "threads": 1, "load": 0.5, "clock": "wall", "contenders": measured,
         "roofline": bench.roofline_data(contender),
     }  # fmt: skip
     return {"machine": bench.machine(), "rounds": 3, "results": [result]}

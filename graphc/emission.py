@@ -6,6 +6,7 @@ on a hit nothing is emitted. What emission says of each kernel is stored beside 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,10 @@ from graphc.codegen.target import Target
 from graphc.ir.kernels import Kernel
 from graphc.ir.program import Program
 from graphc.ir.text_kernels import print_kernel
-from graphc.ir.types import parse_extent
+from graphc.ir.types import SHORT_NAMES, parse_extent
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_INDEXED = re.compile(r"[A-Za-z_][\w.]*(?=\[)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,29 @@ class CompiledProgram:
 def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
     """The kernels of a program as one LLVM module: what each became, and the module's text."""
     module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
-    emitted = tuple(emit_kernel(module, kernel, target.vector_bits) for kernel in program.kernels)
-    return emitted, module.render()
+    known: dict[str, EmittedKernel] = {}
+    emitted = []
+    for kernel in program.kernels:
+        code = code_text(kernel)
+        if code not in known:
+            known[code] = emit_kernel(module, kernel, target.vector_bits)
+        emitted.append(known[code])
+    return tuple(emitted), module.render()
+
+
+def code_text(kernel: Kernel) -> str:
+    """The text of what a kernel's code depends on: equal texts have equal code, and the same extents.
+
+    The layers of a deep network differ in the names of kernels and buffers, which code does not know: they
+    are numbered here. Dims keep their names. The origin is left out too, so moving a line changes nothing.
+    """
+    numbers = {buffer.name: f"@{slot}" for slot, buffer in enumerate(kernel.buffers)}
+    if not all(_NAME.fullmatch(name) for name in numbers) or numbers.keys() & set(SHORT_NAMES.values()):
+        return print_kernel(replace(kernel, origin=""))
+    buffers = tuple(replace(b, name=numbers[b.name], storage=numbers[b.name]) for b in kernel.buffers)
+    text = print_kernel(replace(kernel, name="k", origin="", buffers=buffers))
+    # A buffer stands before a bracket, and no dim does.
+    return _INDEXED.sub(lambda found: numbers.get(found[0], found[0]), text)
 
 
 def compile_program(program: Program, target: Target) -> CompiledProgram:
@@ -54,11 +79,8 @@ def compile_program(program: Program, target: Target) -> CompiledProgram:
 
 
 def program_parts(kernels: Sequence[Kernel], target: Target) -> dict[str, str]:
-    """The cache key of kernels compiled together: machine, emitter, and the text of each kernel.
-
-    Where a kernel comes from (its origin) is left out, so that moving a line in a user's file is no miss.
-    """
+    """The cache key of kernels compiled together: machine, emitter, and the code of each kernel."""
     parts = {"kind": "kernels", **machine_parts(target), "emitter": emitter_digest()}
     for position, kernel in enumerate(kernels):
-        parts[f"kernel {position} {kernel.name}"] = print_kernel(replace(kernel, origin=""))
+        parts[f"kernel {position} {kernel.name}"] = code_text(kernel)
     return parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -146,6 +147,62 @@ def test_kernels_on_another_line_are_the_same_object():
     gx.compile(network())
     x = gx.input("x", (gx.dim("B"), 4))
     assert gx.compile(gx.nn.Linear(4, 3, name="fc")(x).relu()).engine.compiled.hit
+
+
+def kernel_of(text):
+    (kernel,) = gx.parse(textwrap.dedent(text)).kernels
+    return kernel
+
+
+DOUBLED = """
+    graphc kernels 1
+    storage x: f32[B] input
+    storage y: f32[B] output
+    output y: f32[B] = y
+    kernel k0 map i<B>
+      in x: f32[B]
+      out y: f32[B]
+      for i<B> chunked:
+        y[i] = x[i] * 2.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("x", "other", True),
+        ("k0", "k7", True),
+        ("i", "j", False),  # as code it is the same; that is not worth finding out
+        ("B", "C", False),  # the extents that the operand block holds are others
+        ("2.0", "3.0", False),
+        ("f32", "f64", False),
+    ],
+)
+def test_code_depends_on_everything_but_names_of_kernels_and_buffers(old, new, same):
+    changed = re.sub(rf"\b{re.escape(old)}\b", new, DOUBLED)
+    assert changed != DOUBLED
+    if new == "f64":
+        changed = changed.replace("2.0", "2.0f64")
+    first, second = (emission.code_text(kernel_of(text)) for text in (DOUBLED, changed))
+    assert (first == second) is same
+
+
+def test_a_buffer_called_like_a_dim_or_a_dtype_is_told_from_it():
+    texts = set()
+    for name, dim in (("B", "B"), ("C", "C"), ("x", "B"), ("x", "C")):
+        text = re.sub(r"\bx\b", "@", DOUBLED)
+        texts.add(emission.code_text(kernel_of(re.sub(r"\bB\b", dim, text).replace("@", name))))
+    assert len(texts) == 2  # one for each dim, whatever the buffer is called
+    assert "@" not in emission.code_text(kernel_of(re.sub(r"\bx\b", "f32", DOUBLED)))
+
+
+def test_layers_that_differ_in_names_are_emitted_once():
+    h = gx.input("x", (gx.dim("B"), 4))
+    for number in range(6):
+        h = gx.nn.Linear(4, 4, name=f"fc{number}")(h).relu()
+    engine = gx.compile(h).engine
+    assert len(engine.emitted) >= 6
+    assert len({kernel.symbol for kernel in engine.emitted}) < 6
 
 
 def test_llvm_text_is_cached():

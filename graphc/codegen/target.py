@@ -59,9 +59,10 @@ class Target:
         """(rows, vectors) of the accumulator tile of a matrix product.
 
         The largest that leaves room for one row of the right operand and a broadcast: 28 accumulators
-        of 32 registers, 12 of 16. SSE2 has no FMA and needs two more registers for products.
+        of 32 registers, 12 of 16. SSE2 has no FMA and needs two more registers for products; NEON
+        multiplies by a lane, and each row's element takes a register before it does.
         """
-        return {"sse2": (4, 2), "avx2": (6, 2), "avx512": (14, 2), "neon": (8, 3)}[self.name]
+        return {"sse2": (4, 2), "avx2": (6, 2), "avx512": (14, 2), "neon": (6, 3)}[self.name]
 
     def lanes(self, dtype_bits: int) -> int:
         """How many elements of so many bits (1 to 64) one register holds; bytes count as 8 bits."""

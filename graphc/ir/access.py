@@ -12,11 +12,12 @@ the access is not aligned (a slice, a reshape, a gather), so the terminal has to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from graphc.ir.graph import Graph, Node, Operand
+from graphc.ir.graph import Graph, Node, Operand, Variable
 from graphc.ir.ops.contract import split_spec
+from graphc.ir.types import Extent
 
 Label = int
 Labels = tuple["Label | None", ...]
@@ -79,6 +80,21 @@ class Reader:
             left, _, result = split_spec(node.attrs["spec"])
             self.reduced_labels[node] = tuple(self._fresh() for letter in left if letter not in result)
 
+    def iteration_labels(self, node: Node, extents: dict[Label, Extent]) -> list[Label]:
+        """The labels of all loops a node needs, in the order of its operand's axes. Notes their extents."""
+        out = self.out_labels[node]
+        reduced = self.reduced_labels[node]
+        extents.update((x, e) for x, e in zip(out, node.types[0].shape, strict=True) if x is not None)
+        if not reduced:
+            return [label for label in out if label is not None]
+        operand = self.operand_labels(node, 0) or ()
+        named = [(x, e) for x, e in zip(operand, node.inputs[0].shape, strict=True) if x is not None]
+        if node.op.family == "reduce":
+            extents.update(named)
+            return [label for label, _ in named]
+        extents.update((label, extent) for label, extent in named if label in reduced)
+        return [label for label in out if label is not None] + list(reduced)
+
     # -------------------------------------------------------------------------------------- reads
 
     def operand_labels(self, node: Node, position: int) -> Labels | None:
@@ -129,6 +145,35 @@ class Reader:
                 yield current
             if is_view(current) or self.is_inline(current):
                 stack.extend(operand.node for operand in current.inputs)
+
+
+def order_edges(
+    reader: Reader, reads: Mapping[Node, Sequence[Read]], written: Mapping[Node, Variable]
+) -> dict[Node, list[Node]]:
+    """node -> what must come later: its readers, writers of state that it reads, users of a check.
+
+    `written` are the nodes whose value a Variable takes at the end of the step.
+    """
+    after: dict[Node, list[Node]] = {n: [] for n in reader.computed}
+    state_readers: dict[Variable, list[Node]] = {}
+    for node in reader.computed:
+        for read in reads[node]:
+            terminal = read.terminal.node
+            if terminal in after:
+                after[terminal].append(node)
+            elif terminal.name == "parameter":
+                state_readers.setdefault(terminal.variable, []).append(node)
+        for check in reader.checks(node):
+            if check in after and check is not node:
+                after[check].append(node)
+    # Nothing may be written before every check of the step has passed.
+    checks = [n for n in reader.computed if n.op.family == "effect"]
+    for writer, variable in written.items():
+        if writer in after:
+            for earlier in (*state_readers.get(variable, []), *checks):
+                if earlier is not writer:
+                    after[earlier].append(writer)
+    return after
 
 
 def _through_views(node: Node) -> Node:

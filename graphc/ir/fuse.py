@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from graphc.ir.access import Label, Labels, Read, Reader
+from graphc.ir.access import Label, Labels, Read, Reader, order_edges
 from graphc.ir.clusters import (
     EXPENSIVE,
     Cluster,
@@ -59,7 +59,7 @@ class _Fuser:
                     self.consumers[read.terminal.node].append((node, read))
         self.written: dict[Node, Variable] = {o.node: v for v, o in graph.updates.items()}
         self.results = {o.node for o in graph.roots}
-        self.after: dict[Node, list[Node]] = self._order_edges()
+        self.after = order_edges(self.reader, self.reads, self.written)
         # Every edge of `after` goes to a later position, so a search for paths can stop early.
         self.position = topological_positions(self.reader.computed, self.after)
         self.reader.computed.sort(key=self.position.__getitem__)
@@ -72,39 +72,10 @@ class _Fuser:
         self.extents: dict[Label, Extent] = {}
         self.split = {n for n in self.reader.computed if splits(n)}
         for node in self.reader.computed:
-            order = self._iteration_labels(node)
+            order = self.reader.iteration_labels(node, self.extents)
             cluster = Cluster([node], order, first=self.position[node], last=self.position[node])
             self._split(cluster)
             self.cluster_of[node] = cluster
-
-    # --------------------------------------------------------------------------------- order edges
-
-    def _order_edges(self) -> dict[Node, list[Node]]:
-        """node -> what must come later: its readers, writers of state that it reads, users of a check."""
-        after: dict[Node, list[Node]] = {n: [] for n in self.reader.computed}
-        state_readers: dict[Variable, list[Node]] = {}
-        checks = [n for n in self.reader.computed if n.op.family == "effect"]
-        for node, reads in self.reads.items():
-            for read in reads:
-                terminal = read.terminal.node
-                if terminal in after:
-                    after[terminal].append(node)
-                elif terminal.name == "parameter":
-                    state_readers.setdefault(terminal.variable, []).append(node)
-            for check in self.reader.checks(node):
-                if check in after and check is not node:
-                    after[check].append(node)
-        for writer, variable in self.written.items():
-            if writer not in after:
-                continue
-            for reader in state_readers.get(variable, []):
-                if reader is not writer:
-                    after[reader].append(writer)
-            # Nothing may be written before every check of the step has passed.
-            for check in checks:
-                if check is not writer:
-                    after[check].append(writer)
-        return after
 
     # -------------------------------------------------------------------------------------- labels
 
@@ -113,26 +84,6 @@ class _Fuser:
             self.parent[label] = self.parent[self.parent[label]]
             label = self.parent[label]
         return label
-
-    def _iteration_labels(self, node: Node) -> list[Label]:
-        """The labels of all loops a node needs, in the order its operand has them."""
-        out = [label for label in self.reader.out_labels[node] if label is not None]
-        for label, extent in zip(self.reader.out_labels[node], node.types[0].shape, strict=True):
-            if label is not None:
-                self.extents[label] = extent
-        reduced = self.reader.reduced_labels[node]
-        if node.op.family == "reduce":
-            labels = self.reader.operand_labels(node, 0) or ()
-            for label, extent in zip(labels, node.inputs[0].shape, strict=True):
-                if label is not None:
-                    self.extents[label] = extent
-            return [label for label in labels if label is not None]
-        if node.op.family == "contract":
-            labels = self.reader.operand_labels(node, 0) or ()
-            for label, extent in zip(labels, node.inputs[0].shape, strict=True):
-                if label in reduced:
-                    self.extents[label] = extent
-        return out + list(reduced)
 
     def _out(self, node: Node) -> set[Label]:
         return {self.find(label) for label in self.reader.out_labels[node] if label is not None}

@@ -27,6 +27,7 @@ from graphc.ir.fuse import fuse
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, intern, topological
 from graphc.ir.kernels import KernelProgram
 from graphc.ir.lower import lower
+from graphc.ir.machine import Machine
 from graphc.ir.rewrite.copies import insert_copies
 from graphc.ir.rewrite.decompose import decompose
 from graphc.ir.rewrite.fold import fold
@@ -37,7 +38,7 @@ from graphc.ir.rewrite.picks import mask_picks
 from graphc.ir.rewrite.recognise_losses import recognise_losses
 from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
-from graphc.ir.schedule import Machine, schedule
+from graphc.ir.schedule import schedule
 from graphc.ir.types import Guard, collect_guards
 from graphc.ir.verify import verify_graph, verify_kernels
 from graphc.sites import SITES, call_site, origins_of
@@ -89,7 +90,7 @@ def passes(request: Request, plan: list[OptimizerPlan]) -> tuple[Pass, ...]:
         Pass("identities", "optimized", identities),
         Pass("canonical_views", "optimized", canonical_views),
         Pass("fold_transposes", "optimized", fold_transposes),
-        Pass("lay_out", "optimized", lay_out),
+        Pass("lay_out", "optimized", lambda graph: lay_out(graph, request.machine)),
         Pass("insert_copies", "optimized", insert_copies),
         Pass("materialise", "optimized", materialise),
         Pass("fuse_and_lower", "kernels", fuse_and_lower),

@@ -10,7 +10,8 @@ from graphc.codegen.builder import Module
 from graphc.codegen.jit import assembly, compile_object, undefined_symbols
 from graphc.codegen.kernels import emit_kernel
 from graphc.codegen.target import TARGETS, Target
-from graphc.ir.schedule import Machine, schedule_kernel
+from graphc.ir.machine import Machine
+from graphc.ir.schedule import schedule_kernel
 
 # level: (registers of a full vector, its fused multiply-add in assembly)
 LEVELS = {

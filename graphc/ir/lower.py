@@ -40,10 +40,10 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.nest import COMBINE_OF, Nest
-from graphc.ir.rewrite.layout import SPACING, rows_collide
+from graphc.ir.rewrite.layout import SPACING, panel_of, rows_collide
 from graphc.ir.scalar import combine_identity
 from graphc.ir.solo import check_kernel, scan_kernel, scatter_kernel
-from graphc.ir.types import Extent, Guard, TensorType, dim
+from graphc.ir.types import Extent, Guard, TensorType, dim, floordiv
 
 
 def lower(graph: Graph, clustering: Clustering, guards: Iterable[Guard] = ()) -> KernelProgram:
@@ -149,10 +149,34 @@ class Lowering:
     def type_in_memory(self, node: Node) -> TensorType:
         """A node's type as it is stored: with a gap after each row where rows would collide in cache."""
         type = node.types[0]
+        if panel := panel_of(node):
+            return TensorType(type.dtype, (floordiv(type.shape[-1], panel), *type.shape[:-1], panel))
         if node not in self._spacing:
             self._spacing[node] = self._needed_spacing(node)
         spacing = self._spacing[node]
         return TensorType(type.dtype, (*type.shape[:-1], type.shape[-1] + spacing)) if spacing else type
+
+    def index_in_memory(self, node: Node, index: Index) -> Index:
+        """The index of an element as a node is stored: (panel, ..., place within it) for panels."""
+        panel = panel_of(node)
+        if not panel:
+            return index
+        whole = tuple((n, floordiv(c, panel)) for n, c in index[-1].terms if c == panel)
+        rest = tuple((n, c) for n, c in index[-1].terms if c != panel)
+        if any(c != 1 for _, c in rest) or index[-1].offset != 0:
+            raise LoweringError(f"{node!r} lies in panels and is read at {index[-1]}")
+        return (Affine(whole), *index[:-1], Affine(rest))
+
+    def panels_of(self, cluster: Cluster) -> dict[Label, int]:
+        """The labels of a cluster along which it writes or reads panels, with their widths."""
+        found: dict[Label, int] = {}
+        for node in cluster.nodes:
+            width, label = panel_of(node), self.out_labels(node)[-1] if self.out_labels(node) else None
+            if node.op.family == "contract":
+                width = max(panel_of(operand.node) for operand in node.inputs)
+            if width and label is not None:
+                found[label] = width
+        return found
 
     def _needed_spacing(self, node: Node) -> int:
         """A copy says so itself; a temporary needs it if a contraction may run down its columns."""
@@ -202,7 +226,8 @@ class Lowering:
         storage = self.storages_of(node)[0]
         spaced = self.type_in_memory(node)
         buffer = nest.buffer(storage, spaced if spaced != node.types[0] else operand.type, "in")
-        return nest.hoisted((storage, operand.shape, index), Load(buffer, index, operand.dtype), index)
+        place = self.index_in_memory(node, index)
+        return nest.hoisted((storage, operand.shape, index), Load(buffer, place, operand.dtype), index)
 
     def _combined(self, nest: Nest, node: Node, index: Index) -> Expr:
         """Combines the slots that the chunks of an earlier kernel left, in their order."""
@@ -340,7 +365,7 @@ class Lowering:
                 self._combine_slots(node)
 
     def kernel_of(self, nest: Nest, cluster: Cluster, form: str, body: tuple[Stmt, ...]) -> Kernel:
-        chunked = nest.loops[nest.chunk_label] if nest.chunk_label is not None else None
+        chunked = nest.chunk_loop
         return Kernel(
             nest.name,
             form,

@@ -52,7 +52,7 @@ from graphc.ir.kernels import (
     prim,
 )
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import Extent, Shape, TensorType, int64
+from graphc.ir.types import Extent, Shape, TensorType, floordiv, int64
 
 if TYPE_CHECKING:
     from graphc.ir.lower import Lowering
@@ -90,13 +90,24 @@ class Nest:
         for number, label in enumerate([*cluster.parallel, *cluster.inner]):
             axis = AXIS_NAMES[number] if number < len(AXIS_NAMES) else f"i{number}"
             self.loops[label] = Loop(label, axis, lowering.extent_of(label))
+        # Axes that memory holds in panels are two loops: over the panels, and within one.
+        self.panels: dict[Label, Loop] = {}
+        self.indices = {label: loop.index for label, loop in self.loops.items()}
+        for label, width in lowering.panels_of(cluster).items():
+            loop = self.loops[label]
+            self.panels[label] = Loop(label, f"{loop.axis}p", floordiv(loop.extent, width))
+            self.loops[label] = Loop(label, loop.axis, width)
+            self.indices[label] = self.panels[label].index.scale(width) + loop.index
         self.chunk_label = chunk_label
+        self.chunk_loop = None if chunk_label is None else self.loops_of(chunk_label)[0]
         if chunk_label in cluster.inner:
             # Chunks of a contracted axis: the wider operand's columns outermost, so that the strip of it
             # which a chunk reads stays in cache while the rows of the narrower one pass by.
             cluster.parallel.sort(key=lambda x: -known_extent(lowering.extent_of(x)))
         order = [x for x in cluster.parallel if x == chunk_label]
-        self.parallel = [self.loops[x] for x in order + [x for x in cluster.parallel if x != chunk_label]]
+        order += [x for x in cluster.parallel if x != chunk_label]
+        # A panel stays in cache while all rows of the other operand pass by.
+        self.parallel = [*self.panels.values(), *(self.loops[x] for x in order)]
         self.inner = [self.loops[x] for x in cluster.inner]
         self.depth_of = {loop.axis: depth + 1 for depth, loop in enumerate(self.parallel)}
         self.row = len(self.parallel)
@@ -130,7 +141,7 @@ class Nest:
         nested = row
         for depth in range(self.row, 0, -1):
             loop = self.parallel[depth - 1]
-            chunked = loop.label == self.chunk_label
+            chunked = loop is self.chunk_loop
             nested = (*self.regions[depth - 1], For(loop.axis, loop.extent, nested, chunked=chunked))
         return (*nested, *self.end)
 
@@ -242,7 +253,7 @@ class Nest:
         statements = tuple(self.sweep)
         self.sweep = None
         for loop in reversed(self.inner):
-            chunked = loop.label == self.chunk_label
+            chunked = loop is self.chunk_loop
             statements = (For(loop.axis, loop.extent, statements, chunked=chunked),)
         row.extend(statements)
         for node in reductions:
@@ -282,7 +293,11 @@ class Nest:
         return tuple(self.index_of(label) for label in labels)
 
     def index_of(self, label: Label | None) -> Affine:
-        return Affine() if label is None else self.loops[label].index
+        return Affine() if label is None else self.indices[label]
+
+    def loops_of(self, label: Label) -> list[Loop]:
+        """The loops that run over a label, outermost first."""
+        return [*([self.panels[label]] if label in self.panels else []), self.loops[label]]
 
     # -------------------------------------------------------------------------------------- results
 
@@ -300,6 +315,7 @@ class Nest:
         for storage in self.lowering.storages_of(node):
             buffer = self.buffer(storage, self.lowering.type_in_memory(node), "out")
             index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
+            index = self.lowering.index_in_memory(node, index)
             where.append(Store(buffer, index, self.shared(value, where)))
 
     def _accumulate(self, node: Node, value: Expr, where: list[Stmt]) -> None:
@@ -324,8 +340,8 @@ class Nest:
         where.append(Store(buffer, index, self.shared(value, where), combine))
         clear: tuple[Stmt, ...] = (Store(buffer, index, identity),)
         for label in reversed([label for label in labels if label is not None]):
-            loop = self.loops[label]
-            clear = (For(loop.axis, loop.extent, clear, chunked=label == self.chunk_label),)
+            for loop in reversed(self.loops_of(label)):
+                clear = (For(loop.axis, loop.extent, clear, chunked=loop is self.chunk_loop),)
         self.regions[0].extend(clear)
 
     def buffer(self, storage: str, type: TensorType, access: str) -> str:
@@ -418,6 +434,7 @@ class Nest:
         else:
             index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
             storage = self.lowering.storages_of(node)[0]
+            index = self.lowering.index_in_memory(node, index)
             value = Load(self.buffer(storage, self.lowering.type_in_memory(node), "in"), index, dtype)
         self.sweep_memo[node] = self._named("v", value, self.sweep)
         return self.sweep_memo[node]

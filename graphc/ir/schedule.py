@@ -7,7 +7,7 @@ vectors; one whose lanes lie along the contracted axis (a dot product) a tile of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.collapse import collapse
@@ -35,19 +35,11 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
+from graphc.ir.machine import Machine
 from graphc.ir.types import Extent
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What scheduling has to know of a target: vector width in bytes, and its register tile."""
-
-    vector_bytes: int = 32
-    tile_rows: int = 6
-    tile_vectors: int = 2
 
 
 def schedule(program: KernelProgram, machine: Machine) -> KernelProgram:
@@ -274,14 +266,14 @@ def _result_axes(kernel: Kernel) -> list[str]:
 def _row_tile(extent: Extent, rows: int, vectors: int) -> int:
     """Rows of a tile: as many as registers allow, or a number that leaves a cheaper remainder.
 
-    A tile step costs its multiply-adds or, for small tiles, their latency: max(rows * vectors, 8).
+    A tile step costs its multiply-adds or, for small tiles, their latency, and one more for the loop.
     """
     if not isinstance(extent, int):
         return rows
 
     def cost(tile: int) -> int:
         full, rest = divmod(extent, tile)
-        return full * max(tile * vectors, 8) + rest * max(vectors, 8)
+        return full * (max(tile * vectors, 8) + 1) + rest * (max(vectors, 8) + 1)
 
     return min(range(max(min(rows, extent), 1), 0, -1), key=cost)
 

@@ -363,6 +363,8 @@ elementwise(
 elementwise("stop_gradient", "x, through which no gradient flows.", any_dtype, lambda s, x: x)
 elementwise(
     "copy", "x, in storage of its own. attrs: label, optional (copies with different labels stay apart); "
-    "spacing, optional (elements left unused after each row, so that rows do not collide in cache).",
-    any_dtype, lambda s, x, label="", spacing=0: x, lambda b, ct, out, x, label="", spacing=0: ct,
+    "spacing, optional (elements left unused after each row, so that rows do not collide in cache); panel, "
+    "optional (stored as panels of so many columns, each with all its rows in one stretch of memory).",
+    any_dtype, lambda s, x, label="", spacing=0, panel=0: x,
+    lambda b, ct, out, x, label="", spacing=0, panel=0: ct,
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from graphc.ir.clusters import splits
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.machine import DEFAULT, Machine
 from graphc.ir.ops.contract import split_spec
 from graphc.ir.ops.reduce import spread
-from graphc.ir.types import Shape, TensorType
+from graphc.ir.types import Shape, TensorType, floordiv
 
 COLLIDING_BYTES = 1024
 """Rows this far apart, or a multiple of it, share few sets of a cache."""
@@ -34,13 +36,42 @@ def _spaced(builder: GraphBuilder, operand: Operand) -> Operand:
     return builder("copy", operand, spacing=SPACING)
 
 
-def lay_out(graph: Graph) -> Graph:
+PANEL_BYTES = 2**16
+"""Operands smaller than this stay in cache as they are."""
+PANEL_ROWS = 16
+"""Rows of a result below which a panel would not be read often enough to pay for its copy."""
+
+
+def panel_of(node: Node) -> int:
+    """The width of the panels in which a node is stored; 0 if it is not."""
+    return int(node.attrs.get("panel", 0)) if node.name == "copy" else 0
+
+
+def _panel_width(node: Node, order: str, operand: Operand, machine: Machine) -> int:
+    """The width of panels for an operand whose last axis is to be the result's; 0 for none.
+
+    Panels pay for a matrix that does not stay in the first-level cache and is read by many rows.
+    """
+    result = node.types[0]
+    columns = result.shape[-1]
+    width = machine.tile_vectors * machine.vector_bytes // result.dtype.itemsize
+    if len(order) != 2 or splits(node) or not isinstance(columns, int) or columns % width:
+        return 0
+    if columns <= width:
+        return 0
+    size, rows = operand.type.nbytes, floordiv(result.size, columns)
+    large = not isinstance(size, int) or size >= PANEL_BYTES
+    often = not isinstance(rows, int) or rows >= PANEL_ROWS
+    return width if large and often and result.dtype.is_float else 0
+
+
+def lay_out(graph: Graph, machine: Machine = DEFAULT) -> Graph:
     """Copies an operand of a contraction whose vectors would run across memory into the order they need.
 
     The lanes of a contraction run along the last axis of its result. The operand that has this axis is
     read in whole vectors only if it is that operand's last one too; a transposing copy costs one pass
     over the operand, a strided access in the innermost loop one per row of the result. The same goes for
-    an operand whose rows collide in cache.
+    an operand whose rows collide in cache. A large one is stored in panels as wide as the register tile.
 
     Needs transposes folded into specs (else the copy would be of a view). Guarantees that the operand
     with the result's last letter has it last, unless that axis has an extent of 1; and that a contraction
@@ -66,10 +97,14 @@ def lay_out(graph: Graph) -> Graph:
                 continue
             wanted = order.replace(result[-1], "") + result[-1]
             collides = _is_leaf(operands[position]) and rows_collide(operands[position].type)
-            if wanted == order and not collides:
+            panel = _panel_width(node, order, operands[position], machine)
+            if wanted == order and not collides and not panel:
                 continue
             turned = builder.transpose(operands[position], [order.index(letter) for letter in wanted])
-            operands[position] = _spaced(builder, turned)
+            if panel:
+                operands[position] = builder("copy", turned, panel=panel)
+            else:
+                operands[position] = _spaced(builder, turned)
             letters[position] = wanted
         if operands == list(inputs):
             return None

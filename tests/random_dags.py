@@ -210,7 +210,8 @@ class Drawer:
         partners = [n for n in self.floats() if k in self.tensors[n].shape[-2:]]
         if self.rng.random() < 0.4 and self.weights < 4:
             self.weights += 1
-            partners = [self.parameter((k, self.pick(SIZES)))]
+            made = self.parameter((k, self.pick(SIZES)))
+            partners = partners if made is None else [made]
         scale = "" if self.exact else f" * {1 / math.sqrt(max(k, 1)):.4f}"
         self.rng.shuffle(partners)
         for b in partners[:4]:

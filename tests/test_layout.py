@@ -38,6 +38,7 @@ def panels_everywhere(monkeypatch):
     """Panels for operands of any size, so that small networks exercise them."""
     monkeypatch.setattr(layout, "PANEL_BYTES", 0)
     monkeypatch.setattr(layout, "PANEL_ROWS", 0)
+    monkeypatch.setattr(layout, "TURNED_COLUMNS", 0)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7, 50])

@@ -34,7 +34,6 @@ from graphc.ir.clusters import (
     topological_positions,
 )
 from graphc.ir.graph import Graph, Node, Operand, Variable
-from graphc.ir.rewrite.layout import panel_of
 from graphc.ir.types import Extent
 
 MAX_CLUSTER = 96  # nodes; bounds kernels, the search, and how deep expressions nest
@@ -215,7 +214,7 @@ class _Fuser:
         for cluster in (producer, consumer):
             if any(n.op.family in alone or n.name == "scatter_add" for n in cluster.nodes):
                 return None, "the op has a kernel of its own"
-        if consumer.contract and any(panel_of(n) or n.attrs.get("spacing") for n in producer.nodes):
+        if consumer.contract and any(n.name == "copy" for n in producer.nodes):
             return None, "the operand is laid out in memory"
         if producer.contract and consumer.contract:
             return None, "two contractions"

@@ -38,6 +38,8 @@ def _spaced(builder: GraphBuilder, operand: Operand) -> Operand:
 
 PANEL_BYTES = 2**16
 """Operands smaller than this stay in cache as they are."""
+TURNED_COLUMNS = 128
+"""Columns of a result from which on it pays to turn a left operand that is read down its columns."""
 PANEL_ROWS = 16
 """Rows of a result below which a panel would not be read often enough to pay for its copy."""
 
@@ -65,13 +67,26 @@ def _panel_width(node: Node, order: str, operand: Operand, machine: Machine) -> 
     return width if large and often and result.dtype.is_float else 0
 
 
+def _runs_down(node: Node, order: str, result: str, operand: Operand) -> bool:
+    """Whether a product sums down the columns of a large left operand, again for every panel of the right.
+
+    Each row of a tile then takes one element of every memory row; turned, it takes whole lines.
+    """
+    if len(order) != 2 or order[0] in result or splits(node):
+        return False
+    size, columns = operand.type.nbytes, node.types[0].shape[-1]
+    large = not isinstance(size, int) or size >= PANEL_BYTES
+    return large and isinstance(columns, int) and columns >= TURNED_COLUMNS
+
+
 def lay_out(graph: Graph, machine: Machine = DEFAULT) -> Graph:
     """Copies an operand of a contraction whose vectors would run across memory into the order they need.
 
     The lanes of a contraction run along the last axis of its result. The operand that has this axis is
     read in whole vectors only if it is that operand's last one too; a transposing copy costs one pass
     over the operand, a strided access in the innermost loop one per row of the result. The same goes for
-    an operand whose rows collide in cache. A large one is stored in panels as wide as the register tile.
+    an operand whose rows collide in cache. A large one is stored in panels as wide as the register tile;
+    a large other operand that is read down its columns is turned.
 
     Needs transposes folded into specs (else the copy would be of a view). Guarantees that the operand
     with the result's last letter has it last, unless that axis has an extent of 1; and that a contraction
@@ -94,6 +109,9 @@ def lay_out(graph: Graph, machine: Machine = DEFAULT) -> Graph:
         for position in (0, 1):
             order = letters[position]
             if result[-1] not in order:
+                if _runs_down(node, order, result, operands[position]):
+                    operands[position] = builder("copy", builder.transpose(operands[position], (1, 0)))
+                    letters[position] = order[::-1]
                 continue
             wanted = order.replace(result[-1], "") + result[-1]
             collides = _is_leaf(operands[position]) and rows_collide(operands[position].type)

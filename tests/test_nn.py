@@ -217,3 +217,16 @@ def test_network_errors():
     built.build()
     with pytest.raises(gx.DeclarationError, match="built already"):
         built.node("a", "relu", after="x")
+
+
+@pytest.mark.parametrize("backend", ["native", "python"])
+def test_names_that_are_not_identifiers_compile(backend):
+    # an unnamed container's parameters are "0.weight", ...; feeds may be "x-y": both are legal names
+    x, t = gx.input("x-y", (gx.dim("B"), 4)), gx.input("x_y", (gx.dim("B"),))
+    loss = gx.mse(MLP([4, 8, 1])(x).squeeze(1), t)
+    step = gx.compile(loss, loss=loss, optimizer=gx.optim.SGD(lr=0.1), backend=backend)
+    feeds = {"x-y": np.ones((5, 4), np.float32), "x_y": np.full(5, 2, np.float32)}
+    assert step.run(feeds) > step.run(feeds)
+    text = step.dump("kernels")
+    assert '= "0.weight"' in text
+    gx.parse(text, {**step.state_dict(), "optim.lr.0": np.float32(0.1)})

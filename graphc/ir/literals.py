@@ -31,6 +31,15 @@ def format_name(name: str) -> str:
     return name if PLAIN_NAME.match(name) else json.dumps(name)
 
 
+def plain_name(name: str) -> str:
+    """The name where it is plain, else one made from it: `0.weight` becomes `_0.weight`, `x-y` `x_y`."""
+    if PLAIN_NAME.match(name):
+        return name
+    parts = [part or "_" for part in re.sub(r"[^\w.]", "_", name).split(".")]
+    start = "_" if parts[0][0].isdecimal() else ""
+    return start + ".".join(parts)
+
+
 def format_comment(text: str) -> str:
     """A trailing `; comment`, or nothing for an empty text."""
     if not text:

@@ -39,6 +39,7 @@ from graphc.ir.kernels import (
     prim,
     walk_stmts,
 )
+from graphc.ir.literals import plain_name
 from graphc.ir.nest import COMBINE_OF, Nest
 from graphc.ir.rewrite.layout import SPACING, panel_of, rows_collide
 from graphc.ir.scalar import combine_identity
@@ -389,17 +390,21 @@ class Lowering:
         combine = COMBINE_OF[node.name]
         axes = [f"a{n}" for n in range(len(shape))]
         index = tuple(Affine.of(a) for a in axes)
+        targets: dict[str, str] = {}
+        for target in self.storages_of(node):
+            view = plain_name(target)
+            targets[f"{view}.v{len(targets)}" if view in targets else view] = target
         part = Load(storage, (Affine.of("c"), *index), dtype)
         body: tuple[Stmt, ...] = (
             Var("acc", dtype, Const(combine_identity(combine, dtype), dtype)),
             For("c", slots.shape[0], (Combine("acc", combine, part),)),
-            *(Store(target, index, Ref("acc", dtype)) for target in self.storages_of(node)),
+            *(Store(view, index, Ref("acc", dtype)) for view in targets),
         )
         for axis, extent in reversed(list(zip(axes, shape, strict=True))):
             body = (For(axis, extent, body, chunked=axis == axes[0]),)
         buffers = (
             Buffer(storage, storage, slots, "in"),
-            *(Buffer(target, target, node.types[0], "out") for target in self.storages_of(node)),
+            *(Buffer(view, target, node.types[0], "out") for view, target in targets.items()),
         )
         origin = f"combine {node.name} " + " ".join(sorted(self.graph.origin(node).sites))
         self.kernels.append(

@@ -51,6 +51,7 @@ from graphc.ir.kernels import (
     children,
     prim,
 )
+from graphc.ir.literals import plain_name
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import Extent, Shape, TensorType, floordiv, int64
 
@@ -349,9 +350,9 @@ class Nest:
         key = (storage, type.shape)
         known = self.buffers.get(key)
         if known is None:
-            name = storage
+            name = plain_name(storage)
             if any(b.name == name for b in self.buffers.values()):
-                name = f"{storage}.v{len(self.buffers)}"
+                name = f"{name}.v{len(self.buffers)}"
             known = Buffer(name, storage, type, access)
         elif known.access != access:
             known = Buffer(known.name, storage, type, "inout")

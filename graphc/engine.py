@@ -270,15 +270,17 @@ def index_error(kernel: Kernel, position: int, look_up: Callable[[str], Array]) 
 
     `look_up` gives the contents of a storage; what a check reads directly is shown.
     """
-    what = kernel.origin.partition(":")[0].strip() or kernel.name
+    head, _, rule = kernel.origin.partition(":")
+    what = head.strip() or kernel.name
+    why = f"is out of range ({rule.strip()})" if rule else "is out of range"
     read = [buffer for buffer in kernel.buffers if buffer.access == "in" and buffer.type.dtype.is_integer]
     if len(read) == 1:
         array = look_up(read[0].storage)
         if position < array.size:
             where = tuple(int(at) for at in np.unravel_index(position, array.shape))
             value = array.reshape(-1)[position]
-            return IndexRangeError(f"{what}: index {value} at position {where} is out of range")
-    return IndexRangeError(f"{what}: the index at position {position} is out of range")
+            return IndexRangeError(f"{what}: index {value} at position {where} {why}")
+    return IndexRangeError(f"{what}: the index at position {position} {why}")
 
 
 # ------------------------------------------------------------------------------------------ interpreters

@@ -51,7 +51,7 @@ def check_kernel(lowering: Lowering, cluster: Cluster, name: str) -> Kernel:
     kernel = lowering.kernel_of(nest, cluster, "check", nest.wrapped(tuple(row)))
     return Kernel(
         kernel.name, "check", kernel.buffers, kernel.body, kernel.chunk_axis, kernel.chunk_extent,
-        origin=f"{node.attrs['what']}: {kernel.origin}",
+        origin=f"{node.attrs['what']}: 0 <= index < {bound}, {kernel.origin}",
     )  # fmt: skip
 
 

@@ -159,8 +159,9 @@ class KernelEmitter(Loops):
         old = self.scalars[name]
         if name in self.deferred:
             raise LoweringError(f"{self.kernel.name}: {name} is carried through a vectorised loop")
-        if not set(value.axes) <= set(old.axes):
-            raise LoweringError(f"{self.kernel.name}: {name} differs between iterations that run together")
+        if not {axis.name for axis in self.axes.values() if axis.is_tiled} <= set(old.axes):
+            # An assignment happens once per iteration, in order, even where its value is the same.
+            raise LoweringError(f"{self.kernel.name}: {name} changes within iterations that run together")
         axes = [self.axes[axis] for axis in old.axes]
         self.scalars[name] = build(old.dtype, axes, lambda key: self._like(value.at(key), old.at(key)))
 

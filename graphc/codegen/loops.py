@@ -185,7 +185,7 @@ class Loops(Memory):
     def iteration(self, stmt: For, segment: Segment, base: Value) -> None:
         """The body of a loop for `count` items from `base` on."""
         depth = len(self.scopes)
-        axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector)
+        axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector, stmt.extent)
         self.scopes.append(Scope(depth, self.f.region()))
         if segment.masked:
             axis.masks = self.masks(segment, base)

@@ -21,6 +21,7 @@ from graphc.codegen.builder import (
 )
 from graphc.codegen.scalars import emit_combine, reduce_lanes
 from graphc.codegen.tiles import Axis, Scope, Tile, build
+from graphc.errors import LoweringError
 from graphc.ir.kernels import CHUNK, Affine, Index, contiguous_strides
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import DType, Extent, Shape, evaluate
@@ -276,7 +277,7 @@ class Memory:
         mask = self.mask_of(axis, key, guard)
         offsets = self.lane_offsets(linear, key, axis)
         if offsets is None and place.is_local and guard is None:
-            mask = None  # local arrays are padded to whole vectors
+            mask = None  # local arrays are padded: a whole vector may be read from any of their elements
         if mask is not None:
             mask = f.splat(mask, axis.lanes)
         filler = constant(fill, type)
@@ -324,7 +325,7 @@ class Memory:
         value = f.splat(value, axis.lanes)
         mask = self.mask_of(axis, key, guard)
         offsets = self.lane_offsets(linear, key, axis)
-        if offsets is None and place.is_local and guard is None:
+        if guard is None and self._ends_in_padding(place, linear, axis):
             mask = None
         if mask is not None:
             mask = f.splat(mask, axis.lanes)
@@ -347,6 +348,11 @@ class Memory:
             f.store(stored, address)
         else:
             f.masked_store(stored, address, mask)
+
+    def _ends_in_padding(self, place: Place, linear: Linear, axis: Axis) -> bool:
+        """Whether the lanes of a tail that do not exist fall behind the last element of a local array: the
+        access runs along all of it. In an array of rows they would fall on the next row."""
+        return place.is_local and place.shape == (axis.extent,) and linear == Linear(((axis.name, 1),), 0)
 
     def _reduced(
         self, value: Value, axis: Axis, key: dict[str, int], guard: Value | None, combine: str, dtype: DType
@@ -379,6 +385,8 @@ class Memory:
 
     def local_place(self, name: str, dtype: DType, shape: Shape) -> Place:
         """Stack space for a local array: one per unrolled row, padded to whole vectors."""
+        if self.vector_axis() is not None:
+            raise LoweringError(f"the local array {name} would have to be private to each lane")
         rows = [axis for axis in self.axes.values() if axis.is_tiled]
         size = 1
         for extent in shape:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from graphc.codegen.builder import Region, Value
-from graphc.ir.types import DType
+from graphc.ir.types import DType, Extent
 
 Key = tuple[int, ...]
 
@@ -28,6 +28,7 @@ class Axis:
     count: int = 1
     lanes: int = 1
     vector: bool = False
+    extent: Extent = 0
     # For a vector axis in its tail: per item, which lanes exist (None: all).
     masks: Sequence[Value | None] = ()
 

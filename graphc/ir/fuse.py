@@ -266,15 +266,18 @@ class _Fuser:
         return pairs
 
     def _pairs(self, producer: Cluster, consumer: Cluster) -> tuple[list[tuple[Label, Label]], str]:
-        """Labels that reads between two clusters identify; refuses reads that are not aligned."""
+        """Labels that reads between two clusters identify; refuses reads that are not aligned.
+
+        Looks both ways: of two sweeps over one tensor, the one that ends first may read the other.
+        """
         members = set(producer.nodes) | set(consumer.nodes)
         pairs: list[tuple[Label, Label]] = []
         forward: dict[Label, Label] = {}
         backward: dict[Label, Label] = {}
-        for node in consumer.nodes:
+        for node in (*producer.nodes, *consumer.nodes):
             for read in self.reads[node]:
                 terminal = read.terminal.node
-                if terminal not in members or self.cluster_of.get(terminal) is not producer:
+                if terminal not in members or self.cluster_of[terminal] is self.cluster_of[node]:
                     continue
                 if read.labels is None:
                     return [], "the read is not aligned"

@@ -1,0 +1,53 @@
+"""Miscompilations that reviews found, each in the smallest program that showed it."""
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc.codegen.builder import Function, Module
+from graphc.codegen.kernels import KernelEmitter
+from graphc.errors import LoweringError
+from graphc.ir.kernels import Affine, Assign, Const, For, Kernel, Ref, Store, Temp, Var, prim
+from graphc.ir.types import float32
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_a_sweep_over_the_same_tensor_does_not_swallow_a_flipped_read():
+    # x and y are read by both sweeps; the one that ends first (o0) reads `a` of the other back to front.
+    n = 130
+    x, y = gx.input("x", (n, n)), gx.input("y", (n, n))
+    a = gx.tanh(gx.sigmoid(x - x.mean(axis=1, keepdims=True)) * y)
+    executable = gx.compile((gx.sigmoid(gx.flip(a, 0)) * y, gx.tanh(y - x.mean(axis=0))))
+    rng = np.random.default_rng(0)
+    xs, ys = rng.normal(size=(2, n, n)).astype(np.float32)
+    flipped, centred = executable.run(x=xs, y=ys)
+    expected = np.tanh(logistic(xs - xs.mean(1, keepdims=True)) * ys)
+    np.testing.assert_allclose(flipped, logistic(expected[::-1]) * ys, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(centred, np.tanh(ys - xs.mean(0)), rtol=1e-5, atol=1e-5)
+
+
+def emitted(body):
+    function = Function(Module(), "kernel", [])
+    kernel = Kernel("k", "map", (), tuple(body))
+    KernelEmitter(function, kernel, 256).body(kernel.body)
+
+
+@pytest.mark.parametrize(("tile", "vector"), [(4, False), (1, True)])
+def test_an_assignment_is_not_unrolled_into_one(tile, vector):
+    double = Assign("v", prim("add", Ref("v", float32), Ref("v", float32)))
+    body = [
+        Var("v", float32, Const(1.0, float32)),
+        For("i", 8, (double,), tile=tile, vector=vector),
+    ]
+    with pytest.raises(LoweringError, match="v"):
+        emitted(body)
+
+
+def test_a_local_array_is_not_shared_by_lanes():
+    stored = Store("row", (Affine(),), Const(1.0, float32))
+    body = [For("i", 8, (Temp("row", float32, (3,)), stored), vector=True)]
+    with pytest.raises(LoweringError, match="row"):
+        emitted(body)

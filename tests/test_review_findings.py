@@ -6,9 +6,14 @@ import pytest
 import graphc as gx
 from graphc.codegen.builder import Function, Module
 from graphc.codegen.kernels import KernelEmitter
+from graphc.engine import NativeEngine
 from graphc.errors import LoweringError
+from graphc.ir.graph import Graph
 from graphc.ir.kernels import Affine, Assign, Const, For, Kernel, Ref, Store, Temp, Var, prim
+from graphc.ir.schedule import Machine
 from graphc.ir.types import float32
+from graphc.pipeline import Request, run_passes
+from graphc.sites import origins_of
 
 
 def logistic(x):
@@ -51,3 +56,20 @@ def test_a_local_array_is_not_shared_by_lanes():
     body = [For("i", 8, (Temp("row", float32, (3,)), stored), vector=True)]
     with pytest.raises(LoweringError, match="row"):
         emitted(body)
+
+
+def test_state_is_read_before_the_same_kernel_overwrites_it():
+    # `decayed` reads p, but is inlined into a value that comes after the kernel's store to p.
+    p = gx.param("p", (9,), init=np.arange(9.0), dtype="float64")
+    q = gx.param("q", (9,), init=np.ones(9), dtype="float64")
+    x = gx.input("x", (9,), dtype="float64")
+    decayed = p + 0.5
+    p_new, q_new = x * 3.0, gx.sigmoid(decayed) * (x * 3.0)
+    operands = {"out": x.operand}
+    updates = {p.operand.node.variable: p_new.operand, q.operand.node.variable: q_new.operand}
+    graph = Graph(operands, updates, origins_of([*operands.values(), *updates.values()]))
+    stages, _ = run_passes(graph, Request(None, None, None, Machine(32, 6, 2)))
+    xs = np.linspace(-1.0, 1.0, 9)
+    NativeEngine(stages.kernels).run({"x": xs}, {})
+    np.testing.assert_allclose(p.operand.node.variable.array, xs * 3.0)
+    np.testing.assert_allclose(q.operand.node.variable.array, logistic(np.arange(9.0) + 0.5) * xs * 3.0)

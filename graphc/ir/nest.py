@@ -309,6 +309,7 @@ class Nest:
     def _store_result(self, node: Node) -> None:
         """Stores a node's value, where the statements of its iteration stand."""
         where = self.sweep if self.sweep is not None else self.regions[self.row]
+        self._read_before_store(node)
         value = self.member(node)
         if self.uses.get(node, 0) and not isinstance(value, (Ref, Const)):
             value = self._named("v", value, where)
@@ -318,6 +319,19 @@ class Nest:
             index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
             index = self.lowering.index_in_memory(node, index)
             where.append(Store(buffer, index, self.shared(value, where)))
+
+    def _read_before_store(self, node: Node) -> None:
+        """Names what else reads, at this iteration, the state that a node is about to overwrite: inlined
+        into a later value, it would read the new state. (In sweeps only what the node is made of does.)"""
+        if self.sweep is not None:
+            return
+        written = set(self.lowering.storages_of(node))
+        for reader in self.cluster.nodes:
+            if reader is node or reader in self.row_memo or reader.op.family != "elementwise":
+                continue
+            sources = (read.terminal.node for read in self.lowering.reads(reader))
+            if any(source.name == "parameter" and source.variable.name in written for source in sources):
+                self.row_memo[reader] = self._named("v", self.member(reader), self.regions[self.row])
 
     def _accumulate(self, node: Node, value: Expr, where: list[Stmt]) -> None:
         """Adds a value to a result that is reduced over parallel labels."""

@@ -17,7 +17,6 @@ from graphc.codegen.builder import (
     Value,
     constant,
     memory_type,
-    register_type,
 )
 from graphc.codegen.scalars import emit_combine, reduce_lanes
 from graphc.codegen.tiles import Axis, Scope, Tile, build
@@ -419,6 +418,3 @@ def transposed(f: Function, rows: list[Value]) -> list[Value]:
 def pointer_operand(f: Function, slot: int) -> Value:
     """Loads a buffer's address from the operand block."""
     return f.load(f.gep(f.parameters[0], constant(slot, I64), I64), PTR)
-
-
-__all__ = ["Linear", "Memory", "Place", "linearise", "pointer_operand", "register_type"]

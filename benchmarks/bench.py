@@ -5,7 +5,8 @@ One child process for each number of threads (1, pinned to one CPU, and all) hol
 workload: graphc, PyTorch eager and compiled, JAX, and numpy with OpenBLAS told the right kind of core. A
 process beside it runs numpy as OpenBLAS guesses. Results are checked against a float64 computation first;
 then contenders take turns, round by round, each round in another order. Peers that are not installed are
-left out. Compare figures of one run alone: machines drift, and whatever else runs is in them.
+left out. A contender starts once the threads of the one before have stopped spinning. Compare figures of
+one run alone: machines drift, and whatever else runs is in them.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from statistics import median
 from typing import Any
 
 from bench_report import markdown, plot, table
+from settle import settle
 
 SAMPLE_SECONDS = 0.01
 MAX_CALLS = 10_000
-PAUSE_SECONDS = 0.003  # for the threads of the contender before to stop spinning
 PEER_FAILURES = (RuntimeError, ImportError, OSError)  # what PyTorch's and JAX's own errors derive from
 Timer = Callable[[int], float]  # calls -> seconds a call
 
@@ -126,6 +127,7 @@ def numpy_worker(cpu_time: bool) -> None:
             answer = 0.0
         else:
             answer = timed(message["calls"])
+            settle()
         print(json.dumps(answer), flush=True)
 
 
@@ -140,7 +142,7 @@ def race(timers: Mapping[str, Timer], rounds: int) -> dict[str, Measured]:
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(PAUSE_SECONDS)
+            settle()
             found[name].samples.append(timers[name](calls[name]))
     return found
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from case_c import Array, Step, dataset, graphc_step, jax_step, torch_step
+from settle import settle
 
 import graphc as gx
 
@@ -132,7 +133,7 @@ def race(images: Array, targets: Array, rounds: int, threads: int) -> list[Conte
     for number in range(rounds + 1):
         for row in rows:
             row.run_epoch()
-            time.sleep(0.05)  # worker threads of the one before may still spin
+            settle()
             if number == 0:
                 row.seconds.clear()
     return [python_row(batches), *rows]

@@ -31,6 +31,7 @@ from graphc.ir.kernels import (
     Kernel,
     Let,
     Load,
+    Prefetch,
     Ref,
     Store,
     Temp,
@@ -299,6 +300,9 @@ class Draw:
             self.buffers[-1] = Buffer(target, target, self.buffers[-1].type, "inout")
             old = Load(target, tuple(index), dtype)
             value = prim("maximum", value, old)
+        if self.maybe(0.2):
+            ahead = self.random.choice((0, 1, 1000, dim("N")))
+            body.append(Prefetch(target, tuple(affine + ahead for affine in index)))
         body.append(Store(target, tuple(index), value, combine, guard))
 
     # ------------------------------------------------------------------------------- expressions

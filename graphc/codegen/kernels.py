@@ -43,6 +43,7 @@ from graphc.ir.kernels import (
     Kernel,
     Let,
     Load,
+    Prefetch,
     Prim,
     Ref,
     Stmt,
@@ -134,6 +135,8 @@ class KernelEmitter(Loops):
                 self.store(stmt)
             case Check():
                 self.check(stmt)
+            case Prefetch(source, index):
+                self.prefetch(self.places[source], index)
 
     def full(self, tile: Tile) -> Callable[[dict[str, int]], Value]:
         """Items of a tile as wide as the vector axis, where one is active."""

@@ -25,6 +25,9 @@ from graphc.ir.kernels import CHUNK, Affine, Index, contiguous_strides
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import DType, Extent, Shape, evaluate
 
+CACHE_LINE = 64
+"""Bytes that a prefetch asks for. Where lines are longer, some requests are repeated."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -191,6 +194,23 @@ class Memory:
         if coefficient == 1:
             return ids
         return self.f.binary("mul", ids, self.f.splat(self.extent(coefficient), lanes))
+
+    def prefetch(self, place: Place, index: Index) -> None:
+        """Asks for the cache lines of these unrolled iterations, contiguous along the vector axis; lines may
+        lie behind the end of the buffer."""
+        linear = linearise(index, place.shape)
+        axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
+        vector = self.vector_axis()
+        per_line = max(CACHE_LINE // (place.dtype.itemsize * (vector.lanes if vector else 1)), 1)
+        self.f.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+
+        def item(key: dict[str, int]) -> Value:
+            address = self.address(place, linear, key)
+            if vector is None or key.get(vector.name, 0) % per_line == 0:
+                self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 3, i32 1)")
+            return address
+
+        build(place.dtype, axes, item)
 
     # ------------------------------------------------------------------------------- loads and stores
 

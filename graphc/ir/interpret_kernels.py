@@ -37,6 +37,7 @@ from graphc.ir.kernels import (
     KernelProgram,
     Let,
     Load,
+    Prefetch,
     Prim,
     Ref,
     Stmt,
@@ -243,6 +244,8 @@ class _Writer:
             self._emit(indent, f"if not {self._expr(stmt.condition)}:", text)
             self._emit(indent + 1, f"fail({self._checks}, {self._affine(stmt.position)})", text)
             self._checks += 1
+        elif isinstance(stmt, Prefetch):
+            self._emit(indent, "pass", text)
         else:
             self._store(stmt, indent, text)
 

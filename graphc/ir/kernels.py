@@ -13,6 +13,7 @@ printed, parsed, interpreted in plain Python and emitted as native code.
          | Temp(name, dtype, shape)           a local array, private to the chunk
          | Store(target, index, expr, combine, guard)   to a buffer or a local array
          | Check(condition, position)         fails the step, naming the first bad position
+         | Prefetch(source, index)            asks for memory that will be touched soon; has no meaning
     Expr = Const(value, dtype) | Ref(name, dtype) | IndexValue(affine) | ExtentValue(extent)
          | Load(source, index, dtype, guard, fill) | Prim(name, operands, dtype) | Cast(operand, dtype)
     Affine = offset + sum of coefficient * name, with Extent coefficients; a name is a loop axis, the
@@ -23,8 +24,8 @@ the kernel's chunk axis; every other `For` runs over its whole extent. What is c
 through memory in slots of their own (an index with `chunk`), and a later kernel combines the slots, so
 chunks may run in any order on any worker.
 
-`tile` and `vector` are the schedule, not the meaning: `tile 6` unrolls and jams six iterations,
-`vector 2` runs two SIMD vectors of iterations at a time. The interpreter ignores both. In a vectorised
+`tile`, `vector` and `Prefetch` are the schedule, not the meaning: `tile 6` unrolls and jams six iterations,
+`vector 2` runs two SIMD vectors of iterations at a time. The interpreter ignores them. In a vectorised
 loop, a `Var` declared outside may only be changed by `Combine`.
 """
 
@@ -257,7 +258,15 @@ class Check:
     position: Affine
 
 
-Stmt = For | Let | Var | Combine | Assign | Temp | Store | Check
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Asks for the cache line of an element before it is loaded or stored. The element need not exist."""
+
+    source: str
+    index: Index
+
+
+Stmt = For | Let | Var | Combine | Assign | Temp | Store | Check | Prefetch
 Body = tuple[Stmt, ...]
 
 

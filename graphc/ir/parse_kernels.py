@@ -30,6 +30,7 @@ from graphc.ir.kernels import (
     KernelProgram,
     Let,
     Load,
+    Prefetch,
     Ref,
     Stmt,
     Storage,
@@ -262,7 +263,7 @@ def _stmt(cursor: Cursor, lines: _Lines, scope: _Scope) -> Stmt:
         stmt = _assignment(cursor, scope)
     elif keyword == "for":
         return _for(cursor, lines, scope)
-    elif keyword in ("let", "var", "temp", "check"):
+    elif keyword in ("let", "var", "temp", "check", "prefetch"):
         cursor.take()
         stmt = _declaration(keyword, cursor, scope)
     else:
@@ -300,6 +301,15 @@ def _declaration(keyword: str, cursor: Cursor, scope: _Scope) -> Stmt:
         condition = _expr(cursor, scope)
         cursor.expect("at")
         return Check(condition, _affine(cursor, scope))
+    if keyword == "prefetch":
+        token = cursor.peek()
+        source = cursor.name("a buffer")
+        if source not in scope.arrays:
+            cursor.fail("no buffer or local array of this name in scope", token)
+        index, guard, _ = _index(cursor, scope)
+        if guard is not None:
+            cursor.fail("a prefetch has no guard", token)
+        return Prefetch(source, index)
     name = cursor.name("a name")
     if keyword == "let":
         cursor.expect("=")

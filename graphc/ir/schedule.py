@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.collapse import collapse
+from graphc.ir.cost import body_cost
 from graphc.ir.kernels import (
     Affine,
     Assign,
@@ -18,7 +19,6 @@ from graphc.ir.kernels import (
     Cast,
     Check,
     Combine,
-    Expr,
     For,
     Index,
     Kernel,
@@ -36,6 +36,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.machine import Machine
+from graphc.ir.prefetch import prefetch_rows
 from graphc.ir.types import Extent
 
 SPLIT_ROWS = 96
@@ -73,8 +74,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         granule = tiles[kernel.chunk_axis] * (lanes if kernel.chunk_axis == axis else 1)
     elif kernel.form == "contract" and _is_split(body):
         granule = SPLIT_ROWS
-    cost = _cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
-    return replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
+    cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
+    return prefetch_rows(replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1))
 
 
 def _is_split(body: Body) -> bool:
@@ -280,33 +281,3 @@ def _row_tile(extent: Extent, rows: int, vectors: int) -> int:
 
 def _divisor(extent: Extent, most: int) -> int:
     return min(most, extent) if isinstance(extent, int) else most
-
-
-# ------------------------------------------------------------------------------------------------ cost
-
-_PICOSECONDS = {"exp": 800, "log": 900, "tanh": 1100, "sigmoid": 1100, "pow": 8000, "sin": 2500, "cos": 2500}
-
-
-def _cost(body: Body, lanes: int, counted: bool) -> Extent:
-    """Rough picoseconds of one iteration of the chunk axis on one core; what lies outside is not counted."""
-    total: Extent = 0
-    for stmt in body:
-        if isinstance(stmt, For):
-            one = _cost(stmt.body, lanes, counted or stmt.chunked)
-            total = total + (one if stmt.chunked else one * stmt.extent)
-        elif counted:
-            work = sum(_expr_cost(e) for e in exprs_of(stmt)) + 100
-            total = total + max(work // lanes, 1)
-    return total
-
-
-def _expr_cost(expr: Expr) -> int:
-    cost = 0
-    for part in walk_expr(expr):
-        if isinstance(part, Prim):
-            cost += _PICOSECONDS.get(part.name, 2000 if part.name in EXPENSIVE else 100) * (
-                8 if part.name in _PICOSECONDS else 1
-            )
-        elif isinstance(part, Load):
-            cost += 150
-    return cost

@@ -44,6 +44,7 @@ from graphc.ir.kernels import (
     KernelProgram,
     Let,
     Load,
+    Prefetch,
     Ref,
     Stmt,
     Storage,
@@ -121,6 +122,8 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
         return f"temp {stmt.name}: {SHORT_NAMES[stmt.dtype.name]}[{', '.join(map(str, stmt.shape))}]"
     if isinstance(stmt, Check):
         return f"check {format_expr(stmt.condition, scalars)} at {stmt.position}"
+    if isinstance(stmt, Prefetch):
+        return f"prefetch {stmt.source}[{format_index(stmt.index)}]"
     guard = "" if stmt.guard is None else f" if {format_expr(stmt.guard, scalars)}"
     symbol = _combine_symbol(stmt.combine) if stmt.combine else "="
     return f"{stmt.target}[{format_index(stmt.index)}{guard}] {symbol} {format_expr(stmt.expr, scalars)}"

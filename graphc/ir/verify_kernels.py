@@ -28,6 +28,7 @@ from graphc.ir.kernels import (
     KernelProgram,
     Let,
     Load,
+    Prefetch,
     Prim,
     Ref,
     Store,
@@ -142,6 +143,8 @@ class _KernelVerifier:
                 if not stmt.condition.dtype.is_bool:
                     self.fail(f"a condition of {stmt.condition.dtype}")
                 self._affine(stmt.position, scope)
+            elif isinstance(stmt, Prefetch):
+                self._prefetch(stmt, scope)
             else:
                 self._store(stmt, scope)
 
@@ -233,6 +236,15 @@ class _KernelVerifier:
                 self.fail(
                     f"chunks race: the index of {stmt.target} names neither a chunked axis nor `{CHUNK}`"
                 )
+
+    def _prefetch(self, stmt: Prefetch, scope: _Scope) -> None:
+        array = scope.arrays.get(stmt.source)
+        if array is None:
+            self.fail(f"{stmt.source} is no buffer or local array in scope")
+        self._access(stmt.source, array, stmt.index, scope)
+        gathered = frozenset().union(*(affine.names for affine in stmt.index)) & scope.scalars.keys()
+        if gathered:
+            self.fail(f"a prefetch at {min(gathered)}, which is no loop axis")
 
     # --------------------------------------------------------------------------------- expressions
 

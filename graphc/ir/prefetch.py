@@ -1,0 +1,132 @@
+"""Prefetches for kernels that sweep over rows: what will be read and written is asked for early.
+
+A kernel of rows computes nothing while it waits for the first touch of a row, and leaves memory idle while it
+computes; the hardware's own prefetcher follows a sweep only to the end of its row. So:
+
+- what a sweep loads at `a[i, j]` is asked for one row ahead, in any sweep of the row before;
+- what a sweep stores to `b[i, j]` (a store fetches its cache line, too) is asked for in an earlier sweep of
+  the same row; if the first sweep stores it, one row ahead;
+- each such stream goes to the sweep that computes most per stream, so that requests do not queue;
+- left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
+  for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
+  Extents that are bound at run time are taken for large buffers of middling rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graphc.ir.cost import statements_cost
+from graphc.ir.kernels import (
+    CHUNK,
+    Affine,
+    Body,
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Load,
+    Prefetch,
+    Stmt,
+    Store,
+    contiguous_strides,
+    exprs_of,
+    walk_expr,
+)
+from graphc.ir.types import Extent
+
+NEAR_BYTES = 2**19
+"""A buffer of at most so many bytes stays in a core's own caches from one step to the next."""
+SHORTEST_ROW_BYTES = 512
+LONGEST_ROW_BYTES = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What one of a row's sweeps passes over, contiguously, at another place for each row."""
+
+    buffer: str
+    index: Index
+    axis: str
+    first_sweep: int
+    is_stored: bool
+
+
+def prefetch_rows(kernel: Kernel) -> Kernel:
+    """A kernel of form `rows`, vectorised already, with its prefetches; other kernels as they are."""
+    if kernel.form != "rows":
+        return kernel
+
+    def visit(body: Body, axes: frozenset[str]) -> Body:
+        result: list[Stmt] = []
+        for stmt in body:
+            if isinstance(stmt, For) and not stmt.vector:
+                inner = visit(stmt.body, axes | {stmt.axis})
+                stmt = _prefetched(kernel, replace(stmt, body=inner), axes)
+            result.append(stmt)
+        return tuple(result)
+
+    return replace(kernel, body=visit(kernel.body, frozenset()))
+
+
+def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
+    """A loop over rows with the prefetches of its sweeps, if it has at least two."""
+    places = [n for n, stmt in enumerate(rows.body) if isinstance(stmt, For) and stmt.vector]
+    sweeps = [stmt for stmt in rows.body if isinstance(stmt, For) and stmt.vector]
+    streams = _streams(kernel, rows, sweeps, axes)
+    if len(sweeps) < 2 or not streams:
+        return rows
+    asked: list[list[Prefetch]] = [[] for _ in sweeps]
+    costs = [statements_cost(sweep.body) for sweep in sweeps]
+    for stream in streams:
+        same_row = stream.is_stored and any(s.axis == stream.axis for s in sweeps[: stream.first_sweep])
+        last = stream.first_sweep if same_row else len(sweeps)
+        allowed = [n for n in range(last) if sweeps[n].axis == stream.axis]
+        chosen = max(allowed, key=lambda n: costs[n] / (len(asked[n]) + 1))
+        ahead = {} if same_row else {rows.axis: Affine.of(rows.axis) + rows.tile}
+        asked[chosen].append(Prefetch(stream.buffer, tuple(a.substitute(ahead) for a in stream.index)))
+    body = list(rows.body)
+    for place, sweep, prefetches in zip(places, sweeps, asked, strict=True):
+        body[place] = replace(sweep, body=(*prefetches, *sweep.body))
+    return replace(rows, body=tuple(body))
+
+
+def _streams(kernel: Kernel, rows: For, sweeps: list[For], axes: frozenset[str]) -> list[_Stream]:
+    """What the sweeps pass over, loads first, each once."""
+    buffers = {b.name: b for b in kernel.buffers if not _is_near(b.type.nbytes)}
+    found: dict[tuple[str, Index], _Stream] = {}
+    stores: dict[tuple[str, Index], _Stream] = {}
+    for number, sweep in enumerate(sweeps):
+        for name, index, is_store in _accesses(sweep.body):
+            buffer = buffers.get(name)
+            if buffer is not None and _is_row(buffer, index, rows.axis, sweep, axes):
+                known = stores if is_store else found
+                known.setdefault((name, index), _Stream(name, index, sweep.axis, number, is_store))
+    return [*found.values(), *(s for key, s in stores.items() if key not in found)]
+
+
+def _accesses(body: Body) -> list[tuple[str, Index, bool]]:
+    """(array, index, whether it is a plain store) of each access that stands directly in a sweep."""
+    result: list[tuple[str, Index, bool]] = []
+    for stmt in body:
+        for expr in exprs_of(stmt):
+            result += [(p.source, p.index, False) for p in walk_expr(expr) if isinstance(p, Load)]
+        if isinstance(stmt, Store):
+            result.append((stmt.target, stmt.index, not stmt.combine))
+    return result
+
+
+def _is_near(nbytes: Extent) -> bool:
+    return isinstance(nbytes, int) and nbytes <= NEAR_BYTES
+
+
+def _is_row(buffer: Buffer, index: Index, row: str, sweep: For, axes: frozenset[str]) -> bool:
+    """Whether an access runs contiguously along the sweep and advances with the row, by a fitting length."""
+    flat = Affine()
+    for affine, stride in zip(index, contiguous_strides(buffer.type.shape), strict=True):
+        flat = flat + affine.scale(stride)
+    if flat.coefficient(sweep.axis) != 1 or flat.coefficient(row) == 0:
+        return False
+    length = sweep.extent * buffer.type.dtype.itemsize
+    fits = not isinstance(length, int) or SHORTEST_ROW_BYTES <= length <= LONGEST_ROW_BYTES
+    return fits and flat.names <= axes | {row, sweep.axis, CHUNK}

@@ -1,0 +1,117 @@
+"""Which prefetches are scheduled, and what becomes of them."""
+
+import re
+
+import numpy as np
+
+import graphc as gx
+from graphc.codegen.builder import Module
+from graphc.codegen.kernels import emit_kernel
+from graphc.ir.machine import Machine
+from graphc.ir.parse_kernels import parse_kernel
+from graphc.ir.schedule import schedule_kernel
+from graphc.ir.text_kernels import print_kernel
+
+SOFTMAX = """
+kernel k rows i<B>
+  in x: f32[B, WIDTH]
+  out y: f32[B, WIDTH]
+  for i<B> chunked:
+    var most: f32 = -inf
+    for j<WIDTH>:
+      most max= x[i, j]
+    var total: f32 = 0.0
+    for j<WIDTH>:
+      total += exp(x[i, j] - most)
+    for j<WIDTH>:
+      y[i, j] = exp(x[i, j] - most) / total
+"""
+
+
+def scheduled(text):
+    return print_kernel(schedule_kernel(parse_kernel(text), Machine(32, 6, 2)))
+
+
+def prefetches(text):
+    """What is asked for, with the number of the sweep in which it stands."""
+    parts = re.split(r"\n +for j<", scheduled(text))
+    return [(n, at) for n, part in enumerate(parts) for at in re.findall(r"prefetch (.*)", part)]
+
+
+def test_the_next_row_is_asked_for_where_most_is_computed_and_this_rows_results_before_they_are_stored():
+    found = prefetches(SOFTMAX.replace("WIDTH", "1000"))
+    assert found == [(2, "y[i, j]"), (3, "x[i + 1, j]")]
+
+
+def test_what_the_first_sweep_stores_is_asked_for_a_row_ahead():
+    text = SOFTMAX.replace("WIDTH", "1000").replace(
+        "most max= x[i, j]", "most max= x[i, j]\n      z[i, j] = x[i, j]"
+    )
+    text = text.replace("  out y", "  out z: f32[B, 1000]\n  out y")
+    assert [at for _, at in prefetches(text)].count("z[i + 1, j]") == 1
+
+
+def test_rows_too_short_too_long_or_near_are_left_alone():
+    assert prefetches(SOFTMAX.replace("WIDTH", "10")) == []
+    assert prefetches(SOFTMAX.replace("WIDTH", "100000")) == []
+    assert prefetches(SOFTMAX.replace("WIDTH", "1000").replace("B", "64")) == []
+    assert prefetches(SOFTMAX.replace("WIDTH", "1000").replace("B", "640")) != []
+
+
+def test_local_arrays_and_rows_of_other_axes_are_not_asked_for():
+    text = """
+kernel k rows i<B>
+  in x: f32[B, 1000]
+  in w: f32[4096, 1000]
+  in at: i64[B]
+  out y: f32[B]
+  for i<B> chunked:
+    temp row: f32[1000]
+    let n = at[i]
+    for j<1000>:
+      row[j] = x[i, j] * w[n, j] + w[3, j]
+    var total: f32 = 0.0
+    for j<1000>:
+      total += row[j]
+    y[i] = total
+"""
+    assert [at for _, at in prefetches(text)] == ["x[i + 1, j]"]
+
+
+def test_a_single_sweep_is_left_to_the_hardware():
+    text = """
+kernel k rows i<B>
+  in x: f32[B, 1000]
+  out y: f32[B]
+  for i<B> chunked:
+    var total: f32 = 0.0
+    for j<1000>:
+      total += x[i, j]
+    y[i] = total
+"""
+    assert prefetches(text) == []
+
+
+def test_every_cache_line_is_asked_for_once():
+    kernel = parse_kernel(
+        "kernel k map\n  in x: f32[64]\n  out y: f32[64]\n"
+        "  for j<64> vector 8:\n    prefetch x[j + 64]\n    y[j] = x[j]\n"
+    )
+    for bits, expected in ((128, 2), (256, 4), (512, 4)):
+        module = Module()
+        emit_kernel(module, kernel, bits)
+        assert module.render().count("call void @llvm.prefetch") == expected
+
+
+def test_results_are_the_same_with_and_without():
+    rng = np.random.default_rng(0)
+    z, t = rng.standard_normal((2049, 300), dtype=np.float32), rng.integers(0, 300, 2049)
+    logits, labels = gx.input("z", (gx.dim("B"), 300)), gx.input("t", (gx.dim("B"),), dtype="int64")
+    loss = gx.softmax_cross_entropy(logits, labels)
+    exe = gx.compile({"loss": loss, "dz": gx.grad(loss, logits)})
+    text = exe.dump("kernels")
+    assert "prefetch z[" in text and "prefetch out.dz[" in text
+    without = gx.compile(gx.parse(re.sub(r"\n +prefetch .*", "", text)))
+    expected = without.run(z=z, t=t)
+    for name, value in exe.run(z=z, t=t).items():
+        assert np.asarray(value).tobytes() == np.asarray(expected[name]).tobytes()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from graphc.errors import VerifyError
-from graphc.ir.access import Label, Reader
-from graphc.ir.graph import Node
+from graphc.ir.access import Label, Read, Reader
+from graphc.ir.graph import Node, Origin
 from graphc.ir.ops.contract import split_spec
 from graphc.ir.types import Extent
 
@@ -29,14 +29,18 @@ EXPENSIVE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether two nodes were fused, and why (not). `bytes` is what the edge costs in memory traffic."""
+    """Whether two nodes were fused, and why (not). `origin` is that of the consumer."""
 
-    producer: str
-    consumer: str
+    producer: Node
+    consumer: Node
     taken: bool
     reason: str
-    bytes: Extent
-    origin: str
+    origin: Origin
+
+    @property
+    def bytes(self) -> Extent:
+        """What the edge costs in memory traffic."""
+        return self.producer.types[0].nbytes
 
 
 @dataclass(eq=False)
@@ -47,8 +51,6 @@ class Cluster:
     order: list[Label]  # the loop order: every node's labels are a subsequence
     parallel: list[Label] = field(default_factory=list)
     inner: list[Label] = field(default_factory=list)
-    first: int = 0  # topological positions of the first and the last node
-    last: int = 0
 
     @property
     def contract(self) -> Node | None:
@@ -61,6 +63,7 @@ class Clustering:
 
     clusters: list[Cluster]
     reader: Reader
+    reads: Mapping[Node, Sequence[Read]]  # what each computed node reads
     decisions: list[Decision]
     labels: dict[Label, Label]  # representative of each label
     split: frozenset[Node]  # contractions whose chunks run along the contracted axis

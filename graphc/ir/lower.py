@@ -7,7 +7,7 @@ a result that chunks add up: a slot per chunk, combined by its only reader if th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from graphc.errors import LoweringError
@@ -61,7 +61,6 @@ class Lowering:
         self.reader = clustering.reader
         self.storages: dict[str, Storage] = {}
         self.kernels: list[Kernel] = []
-        self._reads: dict[Node, list[Read]] = {}
         self._cluster_of = {n: c for c in clustering.clusters for n in c.nodes}
         self._external: dict[Node, set[Cluster]] = {}
         self._names: dict[Node, list[str]] = {}
@@ -97,10 +96,8 @@ class Lowering:
     def extent_of(self, label: Label) -> Extent:
         return self.clustering.extents[label]
 
-    def reads(self, node: Node) -> list[Read]:
-        if node not in self._reads:
-            self._reads[node] = list(self.reader.reads(node))
-        return self._reads[node]
+    def reads(self, node: Node) -> Sequence[Read]:
+        return self.clustering.reads[node]
 
     def is_computed(self, node: Node) -> bool:
         return node in self._cluster_of and node.op.family != "effect"

@@ -115,3 +115,39 @@ def test_results_are_the_same_with_and_without():
     expected = without.run(z=z, t=t)
     for name, value in exe.run(z=z, t=t).items():
         assert np.asarray(value).tobytes() == np.asarray(expected[name]).tobytes()
+
+
+PRODUCT = """
+kernel k contract i<ROWS>
+  in a: f32[B, ROWS]
+  in b: f32[B, 16]
+  out c: f32[ROWS, 16]
+  for i<ROWS> chunked:
+    for j<16>:
+      var total: f32 = 0.0
+      for k<B>:
+        total += a[k, i] * b[k, j]
+      c[i, j] = total
+"""
+
+
+def test_a_product_asks_for_rows_that_it_reads_down():
+    text = scheduled(PRODUCT.replace("ROWS", "784"))
+    assert "for k<B>:\n        prefetch a[k + 8, i]\n        total +=" in text
+
+
+def test_a_product_asks_for_no_rows_that_are_near_or_lie_side_by_side():
+    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "16"))
+    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "784").replace("B", "9"))
+    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "31"))
+    assert "prefetch" in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "32"))
+    along = PRODUCT.replace("a: f32[B, ROWS]", "a: f32[ROWS, B]").replace("a[k, i]", "a[i, k]")
+    assert "prefetch" not in scheduled(along.replace("ROWS", "784"))
+
+
+def test_rows_of_a_product_share_requests_by_the_line():
+    text = scheduled(PRODUCT.replace("ROWS", "784"))
+    module = Module("x86_64-unknown-linux-gnu", "nounwind")
+    emit_kernel(module, parse_kernel(text), 256)
+    # One in the loop of tiles, which reads 6 neighbours in each row of a, and one in the loop of single rows.
+    assert module.render().count("call void @llvm.prefetch") == 2

@@ -209,7 +209,10 @@ class KernelEmitter(Loops):
             items[slot] = result
             return result
 
-        build(old.dtype, axes, fold)
+        # The axis with more items outermost: only the factors along the shorter one then stay in registers.
+        # Items that share an accumulator keep their order.
+        own = sorted((axis for axis in axes if axis.name in old.axes), key=lambda axis: -axis.count)
+        build(old.dtype, [*own, *(axis for axis in axes if axis.name not in old.axes)], fold)
         self.scalars[stmt.name] = folded
 
     def aligned(self, values: list[Value]) -> list[Value]:

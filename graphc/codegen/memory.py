@@ -196,17 +196,21 @@ class Memory:
         return self.f.binary("mul", ids, self.f.splat(self.extent(coefficient), lanes))
 
     def prefetch(self, place: Place, index: Index) -> None:
-        """Asks for the cache lines of these unrolled iterations, contiguous along the vector axis; lines may
-        lie behind the end of the buffer."""
+        """Asks for the cache lines of these unrolled iterations; lines may lie behind the end of the buffer.
+
+        Iterations that lie next to each other ask once per line. Where a line begins is not known, so the
+        last one may go unasked.
+        """
         linear = linearise(index, place.shape)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
-        vector = self.vector_axis()
-        per_line = max(CACHE_LINE // (place.dtype.itemsize * (vector.lanes if vector else 1)), 1)
+        coefficients = dict(linear.terms)
+        near = next((axis for axis in axes if coefficients[axis.name] == 1), None)
+        per_line = CACHE_LINE // (place.dtype.itemsize * near.lanes) if near is not None else 1
         self.f.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
 
         def item(key: dict[str, int]) -> Value:
             address = self.address(place, linear, key)
-            if vector is None or key.get(vector.name, 0) % per_line == 0:
+            if near is None or key[near.name] % max(per_line, 1) == 0:
                 self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 3, i32 1)")
             return address
 

@@ -1,4 +1,4 @@
-"""Prefetches for kernels that sweep over rows: what will be read and written is asked for early.
+"""Prefetches for kernels that sweep over rows and for products: what will be touched is asked for early.
 
 A kernel of rows computes nothing while it waits for the first touch of a row, and leaves memory idle while it
 computes; the hardware's own prefetcher follows a sweep only to the end of its row. So:
@@ -10,6 +10,11 @@ computes; the hardware's own prefetcher follows a sweep only to the end of its r
 - left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
   for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
   Extents that are bound at run time are taken for large buffers of middling rows.
+
+A product that sums down the columns of an operand, `acc += a[k, i] * b[k, j]`, takes a line or two of every
+memory row, and rows lie pages apart, where the hardware's prefetcher does not follow. It asks for the same
+columns some rows ahead. So it does for rows that lie line by line (a panel), where the panel is known to
+exceed the nearest cache.
 """
 
 from __future__ import annotations
@@ -22,16 +27,20 @@ from graphc.ir.kernels import (
     Affine,
     Body,
     Buffer,
+    Combine,
     For,
     Index,
     Kernel,
+    Let,
     Load,
     Prefetch,
     Stmt,
     Store,
     contiguous_strides,
     exprs_of,
+    map_stmts,
     walk_expr,
+    walk_stmts,
 )
 from graphc.ir.types import Extent
 
@@ -39,6 +48,11 @@ NEAR_BYTES = 2**19
 """A buffer of at most so many bytes stays in a core's own caches from one step to the next."""
 SHORTEST_ROW_BYTES = 512
 LONGEST_ROW_BYTES = 2**14
+LINE_BYTES = 64
+NEAREST_BYTES = 2**15
+"""What the first-level cache holds."""
+ROWS_AHEAD = 8
+"""Rows of an operand that a product asks for ahead: about fifty cycles of multiply-adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +144,49 @@ def _is_row(buffer: Buffer, index: Index, row: str, sweep: For, axes: frozenset[
     length = sweep.extent * buffer.type.dtype.itemsize
     fits = not isinstance(length, int) or SHORTEST_ROW_BYTES <= length <= LONGEST_ROW_BYTES
     return fits and flat.names <= axes | {row, sweep.axis, CHUNK}
+
+
+# ------------------------------------------------------------------------------------------ products
+
+
+def prefetch_products(kernel: Kernel) -> Kernel:
+    """A kernel of form `contract`, vectorised already, with the prefetches of its innermost loops; other
+    kernels as they are."""
+    if kernel.form != "contract":
+        return kernel
+
+    def rule(stmt: Stmt) -> Body | None:
+        if not isinstance(stmt, For) or stmt.vector or any(isinstance(s, For) for s in stmt.body):
+            return None
+        if isinstance(stmt.extent, int) and stmt.extent < 4 * ROWS_AHEAD:
+            return None
+        ahead = {stmt.axis: Affine.of(stmt.axis) + ROWS_AHEAD}
+        asked = tuple(
+            Prefetch(name, tuple(affine.substitute(ahead) for affine in index))
+            for name, index in _read_down(kernel, stmt)
+        )
+        return (replace(stmt, body=(*asked, *stmt.body)),)
+
+    return replace(kernel, body=map_stmts(kernel.body, stmt_rule=rule))
+
+
+def _read_down(kernel: Kernel, loop: For) -> list[tuple[str, Index]]:
+    """The operands of sums that a loop reads row by row: a line or more further at each iteration."""
+    scalars = {s.name for s in walk_stmts(kernel.body) if isinstance(s, Let)}
+    found: dict[tuple[str, Index], None] = {}
+    for stmt in loop.body:
+        loads = [p for e in exprs_of(stmt) for p in walk_expr(e)] if isinstance(stmt, Combine) else []
+        for load in (p for p in loads if isinstance(p, Load) and p.guard is None):
+            buffer = next((b for b in kernel.buffers if b.name == load.source), None)
+            if buffer is None or scalars & {name for affine in load.index for name in affine.names}:
+                continue
+            flat = Affine()
+            for affine, stride in zip(load.index, contiguous_strides(buffer.type.shape), strict=True):
+                flat = flat + affine.scale(stride)
+            step, size = flat.coefficient(loop.axis) * buffer.type.dtype.itemsize, buffer.type.nbytes
+            far = not isinstance(step, int) or step > LINE_BYTES
+            if far and isinstance(size, int) and size <= NEAREST_BYTES:
+                continue
+            if far or (step == LINE_BYTES and isinstance(size, int) and size > NEAREST_BYTES):
+                found[load.source, load.index] = None
+    return list(found)

@@ -36,7 +36,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.machine import Machine
-from graphc.ir.prefetch import prefetch_rows
+from graphc.ir.prefetch import prefetch_products, prefetch_rows
 from graphc.ir.types import Extent
 
 SPLIT_ROWS = 96
@@ -75,7 +75,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
     elif kernel.form == "contract" and _is_split(body):
         granule = SPLIT_ROWS
     cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
-    return prefetch_rows(replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1))
+    scheduled = replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
+    return prefetch_products(prefetch_rows(scheduled))
 
 
 def _is_split(body: Body) -> bool:

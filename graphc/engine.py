@@ -191,6 +191,10 @@ class NativeEngine:
         """The launch table at these dims, with the addresses of the last run."""
         return self._at(bindings).block
 
+    def fail(self, bindings: Mapping[str, int], feeds: Mapping[str, Array]) -> NoReturn:
+        """Raises the IndexRangeError of the last run at these dims, a failed one, which was given `feeds`."""
+        self._fail(self._at(bindings), feeds)
+
     def _at(self, bindings: Mapping[str, int]) -> _Bound:
         key = tuple(bindings.items())
         found = self._bound.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
@@ -15,6 +16,7 @@ from graphc.emission import emit_program
 from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine
 from graphc.errors import FeedError, StateError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
+from graphc.figures import LOSS_LABEL
 from graphc.ir.graph import Graph, Node, Variable
 from graphc.ir.slabs import SlabView, StateLock, address_of, group_variables, place_variables
 from graphc.ir.types import evaluate
@@ -100,7 +102,8 @@ class Executable:
         rates = set(self._plan.lr_variables) if self._plan is not None else set()
         self._saved = [*parameters, *(variable for variable in others if variable not in rates)]
         self._gradients = {v.name.removeprefix(GRADIENT_PREFIX): v for v in gradients}
-        self._gradient_outputs = {v.name: v.array for v in gradients}
+        self.gradient_outputs = {v.name: v.array for v in gradients}
+        """Where a run writes gradients, by the labels of these outputs."""
         self.params = Parameters(self._parameters)
         """Parameters by name: live numpy views, assignable."""
 
@@ -210,10 +213,18 @@ class Executable:
                 for variable, rate in zip(self._plan.lr_variables, self.learning_rates, strict=True):
                     variable.array[...] = rate
             self._last_bindings = bindings
-            results = self._engine.run(arrays, bindings, self._gradient_outputs)
-        for label in self._gradient_outputs:
+            results = self._engine.run(arrays, bindings, self.gradient_outputs)
+        for label in self.gradient_outputs:
             del results[label]
         return results
+
+    @contextmanager
+    def hold(self, bindings: dict[str, int]) -> Iterator[tuple[OptimizerPlan | None, Sequence[LearningRate]]]:
+        """The right to run steps at these dims natively (see `graphc.steps`), and what sets their learning
+        rates. Inside, no other thread runs on this state."""
+        with self._lock:
+            self._last_bindings = bindings
+            yield self._plan, self._rates
 
     def evaluate(
         self,
@@ -238,8 +249,12 @@ class Executable:
         metrics: name -> f(outputs, feeds); callbacks: f(epoch, logs), which may raise gx.StopTraining;
         progress: True or False, else a bar is shown where stderr is a terminal.
 
-        Returns a history: name -> one value per epoch, with "seconds". Ctrl-C ends training after the current
+        Returns a history: name -> one value per epoch, with "seconds". Ctrl-C ends training after a whole
         step, with all state intact; the finished epochs are returned (`history.interrupted` is set).
+
+        A dict of arrays without metrics is trained on in spans of about 50 ms, each one native call that also
+        gathers the shuffled batches; Ctrl-C and the progress bar wait for a span to end, and learning-rate
+        schedules are asked for the steps of a span ahead. Results are those of `run` batch by batch.
         """
         return training.fit(self, data, **options)
 
@@ -263,8 +278,8 @@ class Executable:
         from graphc.pipeline import compile
 
         graph = self._stages.graph
-        outputs = {label: o for label, o in graph.outputs.items() if label != training.LOSS_LABEL}
-        loss = graph.outputs.get(training.LOSS_LABEL)
+        outputs = {label: o for label, o in graph.outputs.items() if label != LOSS_LABEL}
+        loss = graph.outputs.get(LOSS_LABEL)
         if loss is not None and loss not in outputs.values() and "loss" not in outputs:
             outputs["loss"] = loss
         return compile(Graph(outputs, {}, graph.origins), backend=self._backend)

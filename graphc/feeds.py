@@ -70,6 +70,13 @@ class FeedPlan:
         """Raises FeedError unless these are just the names of the inputs."""
         self._check_names(dict.fromkeys(names))
 
+    def is_written(self, array: Array) -> bool:
+        """Whether an array lies in memory that a run writes to, as a whole or in part."""
+        reach = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True)]
+        first = address_of(array) + sum(step for step in reach if step < 0)
+        end = address_of(array) + sum(step for step in reach if step > 0) + array.itemsize
+        return array.size > 0 and any(first < stop and start < end for start, stop in self._protected)
+
     def _check_names(self, feeds: Mapping[str, Any]) -> None:
         for name in feeds:
             if name not in self._dtypes:

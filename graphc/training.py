@@ -1,4 +1,4 @@
-"""`fit` and `evaluate`: running over a dataset in batches.
+"""`fit` and `evaluate`: running over a dataset in batches, many of them in one native call where that can be.
 
 A dataset is a dict of arrays with a common first axis, one for each input, or an iterable of feeds (dicts
 as `run` takes them), or a function that returns such an iterable, called once for each epoch.
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphc.errors import FeedError, StopTraining, UsageError
+from graphc.figures import Means, figure_labels
+from graphc.steps import step_loop
 
 if TYPE_CHECKING:
     from graphc.executable import Executable
@@ -25,8 +27,8 @@ Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Any]
 Metric = Callable[[Mapping[str, Array], Feeds], Any]
 Callback = Callable[[int, dict[str, float]], Any]
-LOSS_LABEL = "__loss__"
-"""The label under which a training step keeps a loss that the user did not ask for as an output."""
+Order = Callable[[int], Array | None]
+"""The order of so many samples in an epoch, None: as they are."""
 
 
 class History(dict[str, list[float]]):
@@ -41,25 +43,6 @@ class History(dict[str, list[float]]):
         """Adds one epoch's figures."""
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
-
-
-class Means:
-    """Means of figures over batches, weighted by batch size."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, float] = {}
-        self._weights: dict[str, float] = {}
-
-    def add(self, figures: Mapping[str, float], weight: float) -> None:
-        for name, value in figures.items():
-            self._totals[name] = self._totals.get(name, 0.0) + weight * value
-            self._weights[name] = self._weights.get(name, 0.0) + weight
-
-    def result(self) -> dict[str, float]:
-        """The means; NaN where all weights are 0."""
-        return {
-            n: t / self._weights[n] if self._weights[n] else float("nan") for n, t in self._totals.items()
-        }
 
 
 # ------------------------------------------------------------------------------------------------ batches
@@ -79,20 +62,17 @@ def common_length(data: Feeds) -> int:
     return next(iter(lengths.values()), 0)
 
 
-def batches(
-    executable: Executable, data: Any, batch_size: int, order: Callable[[int], Array | None]
-) -> Iterator[tuple[Feeds, int]]:
-    """(feeds, size) for each batch of one epoch; the last one may be smaller. `order` gives the order of
-    the samples (None: as they are)."""
-    if isinstance(data, Mapping):
-        arrays = {name: np.asarray(value) for name, value in data.items()}
-        length = common_length(arrays)
-        permutation = order(length)
-        for first in range(0, length, batch_size):
-            last = min(first + batch_size, length)
-            part: Any = slice(first, last) if permutation is None else permutation[first:last]
-            yield {name: array[part] for name, array in arrays.items()}, last - first
-        return
+def slices(arrays: Mapping[str, Array], batch_size: int, order: Array | None) -> Iterator[tuple[Feeds, int]]:
+    """(feeds, size) for each batch of arrays in an order of rows; the last one may be smaller."""
+    length = common_length(arrays)
+    for first in range(0, length, batch_size):
+        last = min(first + batch_size, length)
+        part: Any = slice(first, last) if order is None else order[first:last]
+        yield {name: array[part] for name, array in arrays.items()}, last - first
+
+
+def given_batches(executable: Executable, data: Any) -> Iterator[tuple[Feeds, int]]:
+    """(feeds, size) for each batch of an iterable, or of what a function returns. Raises FeedError."""
     iterable = data() if callable(data) else data
     if not isinstance(iterable, Iterable):
         raise FeedError(f"data is a dict of arrays or an iterable of feeds, not {type(data).__name__}")
@@ -140,14 +120,50 @@ def figures_of(
     results: Mapping[str, Array], feeds: Feeds, metrics: Mapping[str, Metric] | None
 ) -> dict[str, float]:
     """The scalar outputs of one batch by label, and each metric (the mean, if it gives an array)."""
-    figures = {
-        label: float(array) for label, array in results.items() if array.ndim == 0 and label != LOSS_LABEL
-    }
-    if LOSS_LABEL in results:
-        figures.setdefault("loss", float(results[LOSS_LABEL]))
+    labels = figure_labels(label for label, array in results.items() if array.ndim == 0)
+    figures = {name: float(results[label]) for name, label in labels.items()}
     for name, metric in (metrics or {}).items():
         figures[name] = float(np.mean(metric(results, feeds)))
     return figures
+
+
+class Runner:
+    """Runs an executable over datasets: over dicts of arrays many steps a call where that can be
+    (`graphc.steps`), over anything else, and where metrics look at each batch, step by step."""
+
+    def __init__(self, executable: Executable, metrics: Mapping[str, Metric] | None) -> None:
+        self._executable = executable
+        self._metrics = metrics
+        self._loop = None if metrics else step_loop(executable)
+
+    def epoch(self, data: Any, batch_size: int, order: Order, means: Means) -> Iterator[int]:
+        """Runs all batches once and adds their figures to `means`; gives how many steps were done, each time
+        that some are."""
+        if isinstance(data, Mapping):
+            arrays = {name: np.asarray(value) for name, value in data.items()}
+            permutation = order(common_length(arrays))
+            rows = self._loop.epoch_of(arrays, permutation) if self._loop else None
+            if self._loop and rows:
+                for series, size, steps in self._loop.run(rows, batch_size):
+                    means.add_series(series, size)
+                    yield steps
+                return
+            batches = slices(arrays, batch_size, permutation)
+        else:
+            batches = given_batches(self._executable, data)
+        for feeds, size in batches:
+            means.add(figures_of(self._executable.run_labelled(feeds), feeds, self._metrics), size)
+            yield 1
+
+    def evaluate(
+        self, data: Any, batch_size: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Means over all batches, in order, or over those that are done when `stop` says so."""
+        means = Means()
+        for _ in self.epoch(data, batch_size, lambda length: None, means):
+            if stop():
+                break
+        return means.result()
 
 
 def evaluate(
@@ -155,10 +171,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over a dataset, weighted by batch size; see `Executable.evaluate`."""
     check_data(executable, data, "data")
-    means = Means()
-    for feeds, size in batches(executable, data, positive("batch_size", batch_size), lambda length: None):
-        means.add(figures_of(executable.run_labelled(feeds), feeds, metrics), size)
-    return means.result()
+    return Runner(executable, metrics).evaluate(data, positive("batch_size", batch_size))
 
 
 def fit(
@@ -182,8 +195,10 @@ def fit(
     epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
     listed = [callbacks] if callable(callbacks) else list(callbacks)
     check_data(executable, data, "data")
+    runner, validator = Runner(executable, metrics), None
     if validation is not None:
         check_data(executable.evaluator, validation, "validation")
+        validator = Runner(executable.evaluator, metrics)
     if isinstance(data, Iterator) and epochs > 1:
         raise UsageError("an iterator serves one epoch; give fit a list, or a function that makes one")
     history = History()
@@ -194,18 +209,17 @@ def fit(
             start = time.perf_counter()
             means = Means()
             order = random.permutation if shuffle else lambda length: None
-            for feeds, size in batches(executable, data, batch_size, order):
-                means.add(figures_of(executable.run_labelled(feeds), feeds, metrics), size)
-                advance(epoch, means)
+            for steps in runner.epoch(data, batch_size, order, means):
+                advance(epoch, means, steps)
                 if interrupted():
                     break
+            logs = {**means.result(), "seconds": time.perf_counter() - start}
+            if validator is not None and not interrupted():
+                found = validator.evaluate(validation, max(batch_size, 256), interrupted)
+                logs |= {f"val_{name}": value for name, value in found.items()}
             if interrupted():
                 history.interrupted = True
                 break
-            logs = {**means.result(), "seconds": time.perf_counter() - start}
-            if validation is not None:
-                found = evaluate(executable.evaluator, validation, max(batch_size, 256), metrics)
-                logs |= {f"val_{name}": value for name, value in found.items()}
             history.append(logs)
             try:
                 for callback in listed:
@@ -243,11 +257,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _bar(epochs: int, total: int | None, wanted: bool | None) -> Iterator[Callable[[int, Means], None]]:
+def _bar(epochs: int, total: int | None, wanted: bool | None) -> Iterator[Callable[[int, Means, int], None]]:
     """A progress bar on stderr where that is a terminal (or if wanted); otherwise nothing."""
     shown = sys.stderr.isatty() if wanted is None else wanted
     if not shown:
-        yield lambda epoch, means: None
+        yield lambda epoch, means, steps: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -268,8 +282,8 @@ def _bar(epochs: int, total: int | None, wanted: bool | None) -> Iterator[Callab
             figures="",
         )
 
-        def advance(epoch: int, means: Means) -> None:
+        def advance(epoch: int, means: Means, steps: int) -> None:
             figures = "  ".join(f"{name} {value:.4g}" for name, value in means.result().items())
-            progress.update(task, advance=1, epoch=f"{epoch + 1}/{epochs}", figures=figures)
+            progress.update(task, advance=steps, epoch=f"{epoch + 1}/{epochs}", figures=figures)
 
         yield advance

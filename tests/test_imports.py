@@ -40,6 +40,7 @@ UPPER = (
     "graphc.cli",
     "graphc.demo",
     "graphc.training",
+    "graphc.steps",
 )
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What scheduling has to know of a target: vector width in bytes, and its register tile."""
+    """What scheduling has to know of a target: vector width in bytes, its register tile, and the sizes of
+    the caches of one core (first and second level; those of common server cores, not measured)."""
 
     vector_bytes: int = 32
     tile_rows: int = 6
     tile_vectors: int = 2
+    cache_bytes: tuple[int, int] = (2**15, 2**19)
 
 
 DEFAULT = Machine()

@@ -2,7 +2,8 @@
 
 The vector axis is the one along which most accesses run contiguously, weighted by how often they are
 executed. A contraction whose lanes lie along its last parallel axis becomes a register tile of rows by
-vectors; one whose lanes lie along the contracted axis (a dot product) a tile of several products.
+vectors; one whose lanes lie along the contracted axis (a dot product) a tile of several products. A dear
+epilogue of a product then gets loops of its own (`graphc.ir.epilogues`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.collapse import collapse
 from graphc.ir.cost import body_cost
+from graphc.ir.epilogues import with_row_epilogue
 from graphc.ir.kernels import (
     Affine,
     Assign,
@@ -76,7 +78,7 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         granule = SPLIT_ROWS
     cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
     scheduled = replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
-    return prefetch_products(prefetch_rows(scheduled))
+    return prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)))
 
 
 def _is_split(body: Body) -> bool:

@@ -155,6 +155,8 @@ def test_nan_infinities_and_subnormals(name, dtype):
         assert np.array_equal(got, expected)
         return
     tiny = 4 * float(np.finfo(dtype).tiny)
+    if name == "gelu":
+        tiny = 8 * float(np.finfo(dtype).eps)  # 1 + erf(x) cancels below 0: erf's absolute error is left
     np.testing.assert_allclose(got, expected, rtol=8 * np.finfo(dtype).eps, atol=tiny, equal_nan=True)
 
 

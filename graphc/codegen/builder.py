@@ -7,7 +7,7 @@ A `Module` collects functions and intrinsic declarations; a `Function` is writte
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -197,6 +197,25 @@ class Function:
             yield
         finally:
             self._lines = previous
+
+    def in_step(self, emitters: Sequence[Callable[[], Value]]) -> list[Value]:
+        """The results of emitters that write the same instructions for different values, instruction by
+        instruction instead of one emitter after the other: the chains of dependent instructions overlap, and
+        a constant that all of them read is loaded once. Emitters that branch stay one after the other.
+        """
+        texts: list[Region] = []
+        results = []
+        before = self.current_block
+        for emitter in emitters:
+            texts.append([])
+            with self.writing_to(texts[-1]):
+                results.append(emitter())
+        if self.current_block == before and len({len(text) for text in texts}) == 1:
+            self._lines.extend(line for step in zip(*texts, strict=True) for line in step)
+        else:
+            for text in texts:
+                self._lines.extend(text)
+        return results
 
     def comment(self, text: str) -> None:
         self._lines.append(f"  ; {text}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from graphc.codegen.builder import (
     I64,
@@ -26,7 +27,7 @@ from graphc.codegen.builder import (
 from graphc.codegen.loops import Loops
 from graphc.codegen.memory import Place, linearise, pointer_operand
 from graphc.codegen.scalars import emit_cast, emit_combine, emit_prim
-from graphc.codegen.tiles import Tile, build
+from graphc.codegen.tiles import Key, Tile, build, keys
 from graphc.errors import LoweringError
 from graphc.ir.kernels import (
     Affine,
@@ -56,6 +57,10 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import DType, Extent, int32, int64
+
+ABREAST = 4
+"""Items of a tile that run through an operation in step: enough chains to hide the latency of a polynomial,
+few enough to stay in 16 registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,10 +307,15 @@ class KernelEmitter(Loops):
 
     def mapped(self, dtype: DType, tiles: list[Tile], emit: Callable[[list[Value]], Value]) -> Tile:
         """Applies an operation item by item over all axes that its operands vary with."""
-        names = {axis for tile in tiles for axis in tile.axes}
-        return build(
-            dtype, self.tiled(names), lambda key: emit(self.aligned([tile.at(key) for tile in tiles]))
-        )
+        axes = self.tiled({axis for tile in tiles for axis in tile.axes})
+        combinations = list(keys(axes))
+        operands = [(tuple(k.values()), self.aligned([tile.at(k) for tile in tiles])) for k in combinations]
+        items: dict[Key, Value] = {}
+        for first in range(0, len(operands), ABREAST):
+            group = operands[first : first + ABREAST]
+            values = self.f.in_step([partial(emit, values) for _, values in group])
+            items.update(zip((key for key, _ in group), values, strict=True))
+        return Tile(dtype, tuple(axis.name for axis in axes), items)
 
     def primitive(self, expr: Prim) -> Tile:
         if expr.name == "add" and expr.dtype.is_float:

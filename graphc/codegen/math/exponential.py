@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from graphc.codegen.builder import Function, Value
-from graphc.codegen.math.number import Number, clamp, fast_two_sum, fma, horner, select, shared
+from graphc.codegen.math.number import Number, clamp, fast_two_sum, fma, horner, odd_rational, select, shared
 
 LOG2_E = math.log2(math.e)
 # High parts with 32 (float64, from fdlibm's e_exp.c) and 9 (float32, Cephes's expf) significant bits.
@@ -35,6 +35,16 @@ _EXPM1_32 = (
     0.0002037475205725059,
 )  # fmt: skip
 
+# tanh(x)/x as middle + P(z) / Q(z), z = x^2, on [0, 9.01^2].
+_TANH_LIMIT_32, _TANH_MIDDLE_32 = 9.01, 0.140625
+_TANH_P_32 = (
+    0.99365234375, 0.0787552073597908, -0.00016617968503851444, -2.95885529340012e-05,
+    -1.1090622820120188e-07,
+)  # fmt: skip
+_TANH_Q_32 = (
+    1.15625, 0.5401270389556885, 0.029916852712631226, 0.0003797548997681588, 8.983253678707115e-07,
+)  # fmt: skip
+
 # tanh(x) = x + x z P(z) / Q(z), z = x^2, for |x| < 0.625: Cephes tanh.c (Moshier), float64.
 _TANH_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
 _TANH_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
@@ -47,15 +57,24 @@ def _reduce(x: Number) -> tuple[Number, Number, Number, Number]:
     extra 2046 (254) makes it positive there.
     """
     magic = 1.5 * 2.0**52 + 2046 if x.is_double else 1.5 * 2.0**23 + 254
-    shifted = x * LOG2_E + magic
+    shifted = fma(x, LOG2_E, magic)
     k = shifted - magic
     if x.is_double:
-        return k, shifted.bits() & 4095, x - k * LN2_HIGH_64, k * -LN2_LOW_64
-    return k, shifted.bits() & 511, x - k * LN2_HIGH_32, k * -LN2_LOW_32
+        return k, shifted.bits(), fma(k, -LN2_HIGH_64, x), k * -LN2_LOW_64
+    return k, shifted.bits(), fma(k, -LN2_HIGH_32, x), k * -LN2_LOW_32
+
+
+def _reduced_32(x: Number, bias: int) -> tuple[Number, Number]:
+    """(r, an integer whose low 9 bits are k + bias); bias + k is in 0..511. float32."""
+    magic = 1.5 * 2.0**23 + bias
+    shifted = fma(x, LOG2_E, magic)
+    k = shifted - magic
+    return fma(k, -LN2_LOW_32, fma(k, -LN2_HIGH_32, x)), shifted.bits()
 
 
 def _scale(y: Number, biased: Number) -> Number:
-    """y * 2^k, where `biased` is k + 2046 (254): in two factors, so that subnormals round only once."""
+    """y * 2^k, where the low 12 (9) bits of `biased` are k + 2046 (254): in two factors, so that subnormals
+    round only once. What stands above those bits is shifted out."""
     half = biased >> 1
     mantissa_bits = 52 if y.is_double else 23
     first = (half << mantissa_bits).from_bits()
@@ -64,46 +83,49 @@ def _scale(y: Number, biased: Number) -> Number:
 
 
 def _exp_parts(x: Number, tail: Number | None) -> tuple[Number, Number, Number]:
-    """(y, c, k + 2 bias) with e^(x + tail) = 2^k (y + c), c the smaller: what exp adds and rounds last."""
+    """(y, c, biased) with e^(x + tail) = 2^k (y + c), c the smaller: what exp adds and rounds last."""
     # Beyond these limits the result is 0 or inf by the ordinary route; they keep k in its bit field.
-    x = clamp(x, -746.0, 710.0) if x.is_double else clamp(x, -104.0, 89.0)
-    _, biased, high, low = _reduce(x)
+    _, biased, high, low = _reduce(clamp(x, -746.0, 710.0))
     low = low if tail is None else low + tail
-    r = high + low
-    polynomial = horner(r, _EXP_64 if x.is_double else _EXP_32)
-    if not x.is_double:
-        return x.constant(1.0), fma(r * r, polynomial, r), biased
     # 1 + high is summed with its rounding error, so that nearly all of the error is the last rounding.
     total, error = fast_two_sum(x.constant(1.0), high)
-    return total, error + fma(r * r, polynomial, low), biased
+    r = high + low
+    return total, error + fma(r * r, horner(r, _EXP_64), low), biased
 
 
 def exp_core(x: Number, tail: Number | None = None) -> Number:
-    """e^(x + tail) for |tail| a rounding error of x; overflows to inf, underflows through subnormals."""
+    """e^(x + tail) in float64, |tail| a rounding error of x; overflows to inf, underflows gradually."""
     y, c, biased = _exp_parts(x, tail)
     return _scale(y + c, biased)
 
 
+def _exp_32(x: Number) -> Number:
+    """2^k times the polynomial; overflows to inf, underflows through subnormals."""
+    # Beyond these limits the result is 0 or inf by the ordinary route; they keep k in its bit field.
+    r, biased = _reduced_32(clamp(x, -104.0, 89.0), 254)
+    return _scale(horner(r, (1.0, 1.0, *_EXP_32)), biased)
+
+
 def exp(f: Function, x: Value) -> Value:
     """e^x."""
-    return shared(f, "exp", exp_core, x) if x.type.element == "double" else exp_core(Number(f, x)).value
+    return shared(f, "exp", exp_core, x) if x.type.element == "double" else _exp_32(Number(f, x)).value
 
 
 def _half_expm1(x: Number) -> tuple[Number, Number, Number]:
-    """((e^x - 1) / 2, e^r - 1, k + 2 bias) for x at which k stays below the largest exponent + 2."""
-    _, biased, high, low = _reduce(x)
+    """((e^x - 1) / 2, e^r - 1, k) for x at which k stays below the largest exponent + 2."""
+    k, biased, high, low = _reduce(x)
     r, r_error = fast_two_sum(high, low)
     p = fma(r * r, horner(r, _EXPM1_64 if x.is_double else _EXPM1_32), r_error) + r
     # With h = 2^(k-1), (e^x - 1) / 2 = h p + (h - 1/2); h does not overflow where the result does.
     bias, mantissa_bits = (1023, 52) if x.is_double else (127, 23)
     h = ((biased - (bias + 1)) << mantissa_bits).from_bits()
-    return fma(p, h, h - 0.5), p, biased
+    return fma(p, h, h - 0.5), p, k
 
 
 def _expm1(x: Number) -> Number:
-    half, p, biased = _half_expm1(clamp(x, -50.0, 710.0) if x.is_double else clamp(x, -30.0, 89.0))
+    half, p, k = _half_expm1(clamp(x, -50.0, 710.0) if x.is_double else clamp(x, -30.0, 89.0))
     # For k = 0 p is the answer, and where p is subnormal h p is not exact. Tiny x also keeps its sign of 0.
-    result = select(biased.equals(2046 if x.is_double else 254), p, half * 2.0)
+    result = select(k.equals(0.0), p, half * 2.0)
     return select(x.absolute() < (2.0**-54 if x.is_double else 2.0**-25), x, result)
 
 
@@ -113,9 +135,15 @@ def expm1(f: Function, x: Value) -> Value:
 
 
 def _sigmoid_32(x: Number) -> Number:
-    # e^-|x| never overflows, and for negative x the quotient e / (1 + e) keeps its relative accuracy.
-    e = exp_core(-x.absolute())
-    return select(x < 0.0, e, 1.0) / (e + 1.0)
+    """e / (1 + e) with e = e^x, which keeps its relative accuracy in both tails; from 18 on it is 1.
+
+    Without large x, one factor reaches from the smallest subnormal to the largest e: the polynomial is
+    made 2^64 times smaller and the factor larger.
+    """
+    r, biased = _reduced_32(clamp(x, -104.0, 40.0), 127 + 64)
+    small = horner(r, [c * 2.0**-64 for c in (1.0, 1.0, *_EXP_32)])
+    e = small * (biased << 23).from_bits()
+    return e / (e + 1.0)
 
 
 def _sigmoid_64(x: Number) -> Number:
@@ -137,11 +165,7 @@ def sigmoid(f: Function, x: Value) -> Value:
 
 
 def _tanh_32(x: Number) -> Number:
-    # With a = (e^2|x| - 1) / 2, tanh|x| = a / (a + 1): accurate near 0, never above 1. From 10 on it is 1.
-    size = x.absolute()
-    limited = select(size > 10.0, 10.0, size)
-    half, _, _ = _half_expm1(limited + limited)
-    return (half / (half + 1.0)).with_sign_of(x)
+    return odd_rational(x, _TANH_LIMIT_32, _TANH_MIDDLE_32, _TANH_P_32, _TANH_Q_32)
 
 
 def _tanh_64(x: Number) -> Number:

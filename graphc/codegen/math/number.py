@@ -150,6 +150,20 @@ def horner(x: Number, coefficients: Sequence[float]) -> Number:
     return result
 
 
+def odd_rational(
+    x: Number, limit: float, middle: float, p: Sequence[float], q: Sequence[float]
+) -> Number:
+    """x (middle + P(z) / Q(z)), z = x^2, for a function that is +-1 from +-`limit` on; never beyond +-1.
+
+    Past the limit z stays, so that the result grows with x and is cut off at 1; inf is, too, and NaN
+    passes. P and Q are two chains that run side by side. `middle` makes the quotient small where the
+    polynomials' rounding errors are large: near the limit.
+    """
+    z = x * x
+    z = select(z > limit * limit, limit * limit, z)
+    return clamp(x * (horner(z, p) / horner(z, q) + middle), -1.0, 1.0)
+
+
 def clamp(x: Number, low: float, high: float) -> Number:
     """x limited to [low, high]; NaN passes, which min and max instructions do not promise."""
     x = select(x > high, high, x)

@@ -140,12 +140,13 @@ class Operand(NamedTuple):
 class Node:
     """One operation. Immutable; two nodes are equal only if they are the same object."""
 
-    __slots__ = ("__weakref__", "_attrs_key", "attrs", "inputs", "op", "types")
+    __slots__ = ("__weakref__", "_attrs_key", "_key", "attrs", "inputs", "op", "types")
     op: OpDef
     inputs: tuple[Operand, ...]
     attrs: Attrs
     types: tuple[TensorType, ...]
     _attrs_key: Any
+    _key: Any
 
     def __init__(
         self, op: OpDef, inputs: tuple[Operand, ...], attrs: Attrs, types: tuple[TensorType, ...]
@@ -156,6 +157,7 @@ class Node:
         set_(self, "attrs", MappingProxyType(dict(attrs)))
         set_(self, "types", types)
         set_(self, "_attrs_key", None)
+        set_(self, "_key", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UsageError(f"nodes are immutable; {name} cannot be set")
@@ -176,6 +178,13 @@ class Node:
         if self._attrs_key is None:
             object.__setattr__(self, "_attrs_key", key_of_attrs(self.attrs))
         return self._attrs_key
+
+    @property
+    def key(self) -> Any:
+        """What this node has in common with those that are the same: op, operands, attributes."""
+        if self._key is None:
+            object.__setattr__(self, "_key", _node_key(self.op, self.inputs, self.attrs_key))
+        return self._key
 
     @property
     def variable(self) -> Variable:
@@ -239,14 +248,23 @@ NO_ORIGIN = Origin()
 class GraphBuilder:
     """Makes interned nodes. `b("add", x, y)` applies an op and returns its first output.
 
-    `origin` is what new nodes are attributed to; set it with `attributed_to(...)` while a pass works on
-    behalf of some older node.
+    New nodes are attributed to `origin` and, where it is not empty, `rule`; set them with
+    `attributed_to(...)` while a pass works on behalf of some older node. A builder that starts from an
+    interned graph finds that graph's nodes, with their origins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, graph: Graph | None = None) -> None:
         self._interned: dict[Any, Node] = {}
         self.origins: dict[Node, Origin] = {}
         self.origin: Origin = NO_ORIGIN
+        self.rule = ""
+        if graph is not None and graph.interned is not None:
+            self._interned = graph.interned
+            self.origins = {node: graph.origin(node) for node in graph.nodes()}
+
+    def graph(self, outputs: Mapping[str, Operand], updates: Mapping[Variable, Operand]) -> Graph:
+        """The graph of some of this builder's nodes."""
+        return Graph(outputs, updates, self.origins, self._interned)
 
     def __call__(self, op: str, *inputs: Operand, **attrs: Any) -> Operand:
         return Operand(self.node(op, inputs, attrs), 0)
@@ -263,7 +281,7 @@ class GraphBuilder:
             types = tuple(definition.infer([operand.type for operand in inputs], attrs))
             found = Node(definition, tuple(inputs), attrs, types)
             self._interned[key] = found
-        self.origins[found] = self.origins.get(found, NO_ORIGIN).merge(self.origin)
+        self._attribute(found)
         return found
 
     def keep(self, node: Node, inputs: tuple[Operand, ...]) -> Node:
@@ -271,24 +289,30 @@ class GraphBuilder:
 
         Types are inferred again only where those of the inputs are others: a type is a function of them.
         """
-        key = _node_key(node.op, inputs, node.attrs_key)
+        is_own = inputs is node.inputs or all(map(_same_operand, inputs, node.inputs))
+        key = node.key if is_own else _node_key(node.op, inputs, node.attrs_key)
         found = self._interned.get(key)
         if found is None:
-            if all(map(_same_operand, inputs, node.inputs)):
+            if is_own:
                 found = node
             elif all(new.type == old.type for new, old in zip(inputs, node.inputs, strict=True)):
                 found = Node(node.op, inputs, node.attrs, node.types)
             else:
                 return self.node(node.op, inputs, node.attrs)
             self._interned[key] = found
-        self.origins[found] = self.origins.get(found, NO_ORIGIN).merge(self.origin)
+        self._attribute(found)
         return found
+
+    def _attribute(self, node: Node) -> None:
+        origin = self.origin
+        if self.rule and self.rule not in origin.rules:
+            origin = Origin(origin.sites, origin.rules | {self.rule})
+        known = self.origins.get(node)
+        self.origins[node] = origin if known is None else known.merge(origin)
 
     def attributed_to(self, origin: Origin, rule: str = "") -> _Attribution:
         """A context in which new nodes get this origin, plus the name of a rule."""
-        if rule and rule not in origin.rules:
-            origin = Origin(origin.sites, origin.rules | {rule})
-        return _Attribution(self, origin)
+        return _Attribution(self, origin, rule)
 
     def full(self, value: float | int | bool, type: TensorType) -> Operand:
         """A constant of one repeated value."""
@@ -333,16 +357,16 @@ def _same_operand(left: Operand, right: Operand) -> bool:
 
 
 class _Attribution:
-    def __init__(self, builder: GraphBuilder, origin: Origin) -> None:
+    def __init__(self, builder: GraphBuilder, origin: Origin, rule: str) -> None:
         self._builder = builder
-        self._origin = origin
+        self._now = origin, rule
 
     def __enter__(self) -> None:
-        self._previous = self._builder.origin
-        self._builder.origin = self._origin
+        self._before = self._builder.origin, self._builder.rule
+        self._builder.origin, self._builder.rule = self._now
 
     def __exit__(self, *_: object) -> None:
-        self._builder.origin = self._previous
+        self._builder.origin, self._builder.rule = self._before
 
 
 def topological(roots: Iterable[Operand]) -> list[Node]:
@@ -376,6 +400,9 @@ class Graph:
     outputs: Mapping[str, Operand]
     updates: Mapping[Variable, Operand] = field(default_factory=dict)
     origins: Mapping[Node, Origin] = field(default_factory=dict)
+    # All nodes by their keys, if no two are the same. The graphs that passes make of one another share it,
+    # so it holds others, too.
+    interned: dict[Any, Node] | None = field(default=None, compare=False, repr=False)
 
     @property
     def roots(self) -> list[Operand]:
@@ -443,27 +470,36 @@ Rule = Callable[[GraphBuilder, Node, tuple[Operand, ...]], "Sequence[Operand] | 
 
 
 def rebuild(graph: Graph, rule: Rule, name: str = "") -> Graph:
-    """Rebuilds a graph bottom up into a fresh builder, offering every node to a rule.
+    """Rebuilds a graph bottom up, offering every node to a rule; the graph itself where nothing changes.
 
     `rule(builder, old_node, new_inputs)` returns the replacement's outputs, or None to keep the node.
-    What it builds carries the old node's origin and, when it changed something, the rule's name.
+    What it builds carries the old node's origin and, when it changed something, the rule's name. Equal
+    nodes of the result are one.
     """
-    builder = GraphBuilder()
-    mapped: dict[Node, Sequence[Operand]] = {}
+    builder = GraphBuilder(graph)
+    is_interned = graph.interned is not None
+    mapped: dict[Node, Sequence[Operand]] = {}  # those nodes that have become others
     for node in graph.nodes():
-        inputs = tuple(mapped[operand.node][operand.index] for operand in node.inputs)
-        origin = graph.origin(node)
-        with builder.attributed_to(origin, name):
-            replaced = rule(builder, node, inputs)
+        inputs = node.inputs
+        if mapped and any(operand[0] in mapped for operand in inputs):
+            inputs = tuple([mapped[o[0]][o[1]] if o[0] in mapped else o for o in inputs])
+        builder.origin, builder.rule = graph.origin(node), ""
+        if not is_interned:
+            builder.keep(node, inputs)
+        builder.rule = name
+        replaced = rule(builder, node, inputs)
         if replaced is None:
-            with builder.attributed_to(origin):
-                kept = builder.keep(node, inputs)
-            replaced = [Operand(kept, i) for i in range(len(kept.types))]
-        mapped[node] = replaced
-    return Graph(
-        {label: mapped[o.node][o.index] for label, o in graph.outputs.items()},
-        {variable: mapped[o.node][o.index] for variable, o in graph.updates.items()},
-        builder.origins,
+            if is_interned and inputs is node.inputs:
+                continue
+            builder.rule = ""
+            replaced = builder.keep(node, inputs).outputs
+        if replaced[0][0] is not node or tuple(replaced) != node.outputs:
+            mapped[node] = replaced
+    if is_interned and not mapped:
+        return graph
+    return builder.graph(
+        {label: mapped[o.node][o.index] if o.node in mapped else o for label, o in graph.outputs.items()},
+        {v: mapped[o.node][o.index] if o.node in mapped else o for v, o in graph.updates.items()},
     )
 
 

@@ -64,17 +64,15 @@ def _with_roots(graph: Graph, outputs: Mapping[str, str], updates: Mapping[Varia
     """The graph with copies, so labelled, of some outputs and updates."""
     if not outputs and not updates:
         return graph
-    builder = GraphBuilder()
-    builder.origins.update(graph.origins)
+    builder = GraphBuilder(graph)
 
     def copy(operand: Operand, label: str) -> Operand:
         with builder.attributed_to(graph.origin(operand.node), "insert_copies"):
             return builder("copy", operand, label=label)
 
-    return Graph(
+    return builder.graph(
         {k: copy(o, outputs[k]) if k in outputs else o for k, o in graph.outputs.items()},
         {v: copy(o, updates[v]) if v in updates else o for v, o in graph.updates.items()},
-        builder.origins,
     )
 
 

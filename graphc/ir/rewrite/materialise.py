@@ -50,8 +50,7 @@ def materialise(graph: Graph) -> Graph:
         return [builder("reshape", builder("copy", source), **node.attrs)]
 
     rebuilt = rebuild(graph, rule, "materialise")
-    builder = GraphBuilder()
-    builder.origins = dict(rebuilt.origins)
+    builder = GraphBuilder(rebuilt)
     taken = {operand.node for operand in rebuilt.updates.values()}
     outputs: dict[str, Operand] = {}
     for label, operand in rebuilt.outputs.items():
@@ -61,4 +60,6 @@ def materialise(graph: Graph) -> Graph:
                 operand = builder("copy", operand, label=f"output {label}")
         taken.add(operand.node)
         outputs[label] = operand
-    return Graph(outputs, rebuilt.updates, builder.origins)
+    if outputs == rebuilt.outputs:
+        return rebuilt
+    return builder.graph(outputs, rebuilt.updates)

@@ -28,36 +28,45 @@ def apply_rules(graph: Graph, table: Table, name: str, absorbs: bool = False) ->
     for label, (ops, rule) in table.items():
         for op in ops:
             by_op.setdefault(op, []).append((f"{name}:{label}", rule))
-    fired = True
-    while fired:
-        graph, fired = _sweep(graph, by_op, absorbs)
-    return graph
+    sweep = _Sweep(by_op, absorbs)
+    while True:
+        swept = rebuild(graph, sweep.rewrite)
+        if not sweep.fired:
+            return swept
+        graph, sweep.fired = swept, False
 
 
-def _sweep(
-    graph: Graph, by_op: Mapping[str, Sequence[tuple[str, LocalRule]]], absorbs: bool
-) -> tuple[Graph, bool]:
-    fired = False
-    checks = IndexChecks()
+class _Sweep:
+    """Offers every node to the rules, once per sweep. What they decline once they decline again."""
 
-    def rule(builder: GraphBuilder, old: Node, inputs: tuple[Operand, ...]) -> Sequence[Operand] | None:
-        nonlocal fired
-        origin = graph.origin(old)
-        with builder.attributed_to(origin):
-            node = builder.keep(old, inputs)
-        for label, local in by_op.get(node.name, ()):
-            with builder.attributed_to(origin, label):
+    def __init__(self, by_op: Mapping[str, Sequence[tuple[str, LocalRule]]], absorbs: bool) -> None:
+        self.fired = False
+        self._by_op = by_op
+        self._absorbs = absorbs
+        self._declined: set[Node] = set()
+        self._checks = IndexChecks()
+
+    def rewrite(
+        self, builder: GraphBuilder, old: Node, inputs: tuple[Operand, ...]
+    ) -> Sequence[Operand] | None:
+        """The first replacement of a node that a rule has and that is fit to take its place."""
+        rules = self._by_op.get(old.name)
+        if rules is None:
+            return None
+        node = old if inputs is old.inputs else builder.keep(old, inputs)
+        if node not in self._declined:
+            for label, local in rules:
+                builder.rule = label
                 replacement = local(builder, node)
-            if replacement is None or replacement == node.outputs[0]:
-                continue
-            if replacement.type == node.types[0] and checks.kept(node.outputs[0], replacement):
-                fired = True
-                if absorbs:
-                    _absorb(builder, node, replacement)
-                return [replacement]
-        return node.outputs
-
-    return rebuild(graph, rule), fired
+                if replacement is None or replacement == node.outputs[0]:
+                    continue
+                if replacement.type == node.types[0] and self._checks.kept(node.outputs[0], replacement):
+                    self.fired = True
+                    if self._absorbs:
+                        _absorb(builder, node, replacement)
+                    return [replacement]
+            self._declined.add(node)
+        return None if node is old else node.outputs
 
 
 def _absorb(builder: GraphBuilder, node: Node, replacement: Operand) -> None:

@@ -7,8 +7,8 @@
             -> program   launch table and memory plan (bound to extents at run time)
             -> llvm, asm native code
 
-A pass is a pure function of an IR. The runner verifies its result, times it, and can check it by
-interpretation (`check="passes"`).
+A pass is a pure function of an IR. The runner times it, verifies the last result of every stage, and can
+verify and interpret every single one (`check="passes"`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphc import settings
 from graphc.dsl import Tensor, from_operand
-from graphc.errors import DeclarationError, ShapeError, UsageError
+from graphc.errors import DeclarationError, ShapeError, UsageError, VerifyError
 from graphc.ir.autodiff import vjp
 from graphc.ir.common import share_expressions
 from graphc.ir.fuse import fuse
@@ -107,23 +107,41 @@ def run_passes(
     stages: dict[str, Any] = {}
     trail: list[PassRecord] = []
     ir: Any = graph
-    for step in passes(request, plan):
+    steps = passes(request, plan)
+    ends = {step.stage: step for step in steps}  # the last pass of each stage
+    for step in steps:
         before = ir
         start = time.perf_counter()
         ir = step.run(before)
-        seconds = time.perf_counter() - start
-        if isinstance(ir, Graph):
-            verify_graph(ir)
-        else:
-            verify_kernels(ir)
+        trail.append(PassRecord(step.name, step.stage, time.perf_counter() - start, ir))
+        if check == "passes" or ends[step.stage] is step:
+            _verify_last(trail)
         if check == "passes" and step.name != "differentiate":
             from graphc.check import check_pass
 
             check_pass(step.name, before, ir)
         stages[step.stage] = ir
-        trail.append(PassRecord(step.name, step.stage, seconds, ir))
     compiled = CompiledStages(stages["graph"], stages["joint"], stages["optimized"], stages["kernels"], trail)
     return compiled, plan[0] if plan else None
+
+
+def _verify_last(trail: Sequence[PassRecord]) -> None:
+    """Raises VerifyError if the last result is not valid, naming the first pass after which one is not."""
+    try:
+        _verify(trail[-1].ir)
+    except VerifyError:
+        for record in trail:
+            try:
+                _verify(record.ir)
+            except VerifyError as error:
+                raise VerifyError(f"after {record.name}: {error}") from None
+
+
+def _verify(ir: Graph | KernelProgram) -> None:
+    if isinstance(ir, Graph):
+        verify_graph(ir)
+    else:
+        verify_kernels(ir)
 
 
 def shape_guards(graph: Graph) -> tuple[Guard, ...]:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import graphc as gx
+from graphc import pipeline
 from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable
 from graphc.ir.kernels import (
@@ -290,3 +292,15 @@ def test_broken_programs_are_refused(old, new, message):
         return
     with pytest.raises(VerifyError, match=message):
         verify_kernels(program)
+
+
+def test_the_first_invalid_pass_of_a_stage_is_named(monkeypatch):
+    def forgets_types(graph):
+        (label, operand), *_ = graph.outputs.items()
+        node = operand.node
+        return Graph({label: Operand(Node(node.op, node.inputs, node.attrs, (TensorType(float32, (7,)),)))})
+
+    monkeypatch.setattr(pipeline, "fold", forgets_types)
+    x = gx.input("x", (3,))
+    with pytest.raises(VerifyError, match="after fold: mul: the type is"):
+        gx.compile(x * x, backend="numpy")

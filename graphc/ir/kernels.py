@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 from graphc.ir.scalar import result_dtype
@@ -358,11 +359,15 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     return ()
 
 
-def walk_expr(expr: Expr) -> Iterator[Expr]:
-    """The expression and everything below it."""
-    yield expr
-    for child in children(expr):
-        yield from walk_expr(child)
+def walk_expr(expr: Expr) -> list[Expr]:
+    """The expression and everything below it, operands after what they belong to."""
+    found: list[Expr] = []
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        found.append(part)
+        stack.extend(reversed(children(part)))
+    return found
 
 
 def walk_stmts(body: Body) -> Iterator[Stmt]:
@@ -389,37 +394,55 @@ def exprs_of(stmt: Stmt) -> tuple[Expr, ...]:
 def map_expr(expr: Expr, rule: Callable[[Expr], Expr | None]) -> Expr:
     """Rewrites bottom up; the rule returns a replacement, or None to keep what it is offered."""
     if isinstance(expr, Prim):
-        expr = replace(expr, operands=tuple(map_expr(o, rule) for o in expr.operands))
+        operands = tuple([map_expr(o, rule) for o in expr.operands])
+        if any(map(is_not, operands, expr.operands)):
+            expr = Prim(expr.name, operands, expr.dtype)
     elif isinstance(expr, Cast):
-        expr = replace(expr, operand=map_expr(expr.operand, rule))
+        operand = map_expr(expr.operand, rule)
+        expr = expr if operand is expr.operand else Cast(operand, expr.dtype)
     elif isinstance(expr, Load) and expr.guard is not None:
-        expr = replace(expr, guard=map_expr(expr.guard, rule))
+        guard = map_expr(expr.guard, rule)
+        expr = expr if guard is expr.guard else replace(expr, guard=guard)
     replaced = rule(expr)
     return expr if replaced is None else replaced
 
 
 def map_stmts(
     body: Body,
-    expr_rule: Callable[[Expr], Expr | None] = lambda expr: None,
-    stmt_rule: Callable[[Stmt], Body | None] = lambda stmt: None,
+    expr_rule: Callable[[Expr], Expr | None] | None = None,
+    stmt_rule: Callable[[Stmt], Body | None] | None = None,
 ) -> Body:
     """Rewrites every expression and then every statement, inner statements first."""
     result: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For):
-            stmt = replace(stmt, body=map_stmts(stmt.body, expr_rule, stmt_rule))
-        elif isinstance(stmt, (Let, Combine, Assign)):
-            stmt = replace(stmt, expr=map_expr(stmt.expr, expr_rule))
-        elif isinstance(stmt, Var):
-            stmt = replace(stmt, init=map_expr(stmt.init, expr_rule))
-        elif isinstance(stmt, Store):
-            guard = None if stmt.guard is None else map_expr(stmt.guard, expr_rule)
-            stmt = replace(stmt, expr=map_expr(stmt.expr, expr_rule), guard=guard)
-        elif isinstance(stmt, Check):
-            stmt = replace(stmt, condition=map_expr(stmt.condition, expr_rule))
-        replaced = stmt_rule(stmt)
+            inner = map_stmts(stmt.body, expr_rule, stmt_rule)
+            if any(map(is_not, inner, stmt.body)) or len(inner) != len(stmt.body):
+                stmt = replace(stmt, body=inner)
+        elif expr_rule is not None:
+            stmt = _map_exprs_of(stmt, expr_rule)
+        replaced = None if stmt_rule is None else stmt_rule(stmt)
         result.extend((stmt,) if replaced is None else replaced)
     return tuple(result)
+
+
+def _map_exprs_of(stmt: Stmt, rule: Callable[[Expr], Expr | None]) -> Stmt:
+    """The statement with its expressions rewritten; itself where they stay the same."""
+    if isinstance(stmt, (Let, Combine, Assign)):
+        expr = map_expr(stmt.expr, rule)
+        return stmt if expr is stmt.expr else replace(stmt, expr=expr)
+    if isinstance(stmt, Var):
+        init = map_expr(stmt.init, rule)
+        return stmt if init is stmt.init else replace(stmt, init=init)
+    if isinstance(stmt, Store):
+        guard = None if stmt.guard is None else map_expr(stmt.guard, rule)
+        expr = map_expr(stmt.expr, rule)
+        is_same = expr is stmt.expr and guard is stmt.guard
+        return stmt if is_same else replace(stmt, expr=expr, guard=guard)
+    if isinstance(stmt, Check):
+        condition = map_expr(stmt.condition, rule)
+        return stmt if condition is stmt.condition else replace(stmt, condition=condition)
+    return stmt
 
 
 def loads_of(body: Body) -> Iterator[Load]:

@@ -142,7 +142,7 @@ def test_a_product_asks_for_no_rows_that_are_near_or_lie_side_by_side():
     assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "31"))
     assert "prefetch" in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "32"))
     along = PRODUCT.replace("a: f32[B, ROWS]", "a: f32[ROWS, B]").replace("a[k, i]", "a[i, k]")
-    assert "prefetch" not in scheduled(along.replace("ROWS", "784"))
+    assert "prefetch a" not in scheduled(along.replace("ROWS", "784"))
 
 
 def test_rows_of_a_product_share_requests_by_the_line():
@@ -151,3 +151,41 @@ def test_rows_of_a_product_share_requests_by_the_line():
     emit_kernel(module, parse_kernel(text), 256)
     # One in the loop of tiles, which reads 6 neighbours in each row of a, and one in the loop of single rows.
     assert module.render().count("call void @llvm.prefetch") == 2
+
+
+ROWS_BY_FEW = """
+kernel k contract i<B>
+  in a: f32[B, 784]
+  in b: f32[784, COLUMNS]
+  out c: f32[B, COLUMNS]
+  for i<B> chunked:
+    for j<COLUMNS>:
+      var total: f32 = 0.0
+      for k<784>:
+        total += a[i, k] * b[k, j]
+      c[i, j] = total
+"""
+
+
+def test_a_product_of_few_columns_asks_for_the_next_rows_step_by_step():
+    text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16"))
+    assert "for k<784>:\n        prefetch b[k + 8, j]\n        prefetch once a[i + 6, 6*k]\n        total +=" in text
+    assert print_kernel(parse_kernel(text)) == text
+    module = Module("x86_64-unknown-linux-gnu", "nounwind")
+    emit_kernel(module, parse_kernel(text), 256)
+    # For each operand one request at a step of six rows, one at a step of the rows that are left over.
+    assert module.render().count("call void @llvm.prefetch") == 4
+
+
+def test_rows_that_are_near_or_meet_many_columns_are_not_asked_for():
+    assert "prefetch once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "512"))
+    assert "prefetch once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "100"))
+    assert "prefetch once" in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "1000"))
+
+
+def test_a_buffer_may_be_called_once():
+    text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace(" a", " once").replace("a[", "once["))
+    assert "prefetch once once[i + 6, 6*k]" in text
+    assert print_kernel(parse_kernel(text)) == text
+    plain = text.replace("prefetch once once", "prefetch once")
+    assert print_kernel(parse_kernel(plain)) == plain

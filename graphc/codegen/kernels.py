@@ -140,8 +140,8 @@ class KernelEmitter(Loops):
                 self.store(stmt)
             case Check():
                 self.check(stmt)
-            case Prefetch(source, index):
-                self.prefetch(self.places[source], index)
+            case Prefetch(source, index, once):
+                self.prefetch(self.places[source], index, once)
 
     def full(self, tile: Tile) -> Callable[[dict[str, int]], Value]:
         """Items of a tile as wide as the vector axis, where one is active."""

@@ -195,8 +195,9 @@ class Memory:
             return ids
         return self.f.binary("mul", ids, self.f.splat(self.extent(coefficient), lanes))
 
-    def prefetch(self, place: Place, index: Index) -> None:
-        """Asks for the cache lines of these unrolled iterations; lines may lie behind the end of the buffer.
+    def prefetch(self, place: Place, index: Index, once: bool) -> None:
+        """Asks for the cache lines of these unrolled iterations (or, once, of the first of them); lines may
+        lie behind the end of the buffer.
 
         Iterations that lie next to each other ask once per line. Where a line begins is not known, so the
         last one may go unasked.
@@ -210,7 +211,8 @@ class Memory:
 
         def item(key: dict[str, int]) -> Value:
             address = self.address(place, linear, key)
-            if near is None or key[near.name] % max(per_line, 1) == 0:
+            begins_a_line = near is None or key[near.name] % max(per_line, 1) == 0
+            if begins_a_line and not (once and any(key.values())):
                 self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 3, i32 1)")
             return address
 

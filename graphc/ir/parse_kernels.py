@@ -302,14 +302,7 @@ def _declaration(keyword: str, cursor: Cursor, scope: _Scope) -> Stmt:
         cursor.expect("at")
         return Check(condition, _affine(cursor, scope))
     if keyword == "prefetch":
-        token = cursor.peek()
-        source = cursor.name("a buffer")
-        if source not in scope.arrays:
-            cursor.fail("no buffer or local array of this name in scope", token)
-        index, guard, _ = _index(cursor, scope)
-        if guard is not None:
-            cursor.fail("a prefetch has no guard", token)
-        return Prefetch(source, index)
+        return _prefetch(cursor, scope)
     name = cursor.name("a name")
     if keyword == "let":
         cursor.expect("=")
@@ -321,6 +314,21 @@ def _declaration(keyword: str, cursor: Cursor, scope: _Scope) -> Stmt:
     dtype = cursor.dtype()
     cursor.expect("=")
     return Var(name, dtype, _expr(cursor, scope))
+
+
+def _prefetch(cursor: Cursor, scope: _Scope) -> Prefetch:
+    token = cursor.peek()
+    source = cursor.name("a buffer")
+    once = source == "once" and not cursor.at("[")
+    if once:
+        token = cursor.peek()
+        source = cursor.name("a buffer")
+    if source not in scope.arrays:
+        cursor.fail("no buffer or local array of this name in scope", token)
+    index, guard, _ = _index(cursor, scope)
+    if guard is not None:
+        cursor.fail("a prefetch has no guard", token)
+    return Prefetch(source, index, once)
 
 
 def _for(cursor: Cursor, lines: _Lines, scope: _Scope) -> For:

@@ -15,6 +15,10 @@ A product that sums down the columns of an operand, `acc += a[k, i] * b[k, j]`, 
 memory row, and rows lie pages apart, where the hardware's prefetcher does not follow. It asks for the same
 columns some rows ahead. So it does for rows that lie line by line (a panel), where the panel is known to
 exceed the nearest cache.
+
+A product of few columns, `acc += a[i, k] * b[k, j]` with all j in one tile, computes about as long on its
+rows as memory needs to bring them. While it computes a tile of rows it asks for the next ones, which lie
+right behind: at each of the tile's steps for the next bytes of that stretch.
 """
 
 from __future__ import annotations
@@ -149,11 +153,12 @@ def _is_row(buffer: Buffer, index: Index, row: str, sweep: For, axes: frozenset[
 # ------------------------------------------------------------------------------------------ products
 
 
-def prefetch_products(kernel: Kernel) -> Kernel:
+def prefetch_products(kernel: Kernel, lanes: int) -> Kernel:
     """A kernel of form `contract`, vectorised already, with the prefetches of its innermost loops; other
     kernels as they are."""
     if kernel.form != "contract":
         return kernel
+    kernel = replace(kernel, body=_asking_for_next_rows(kernel, kernel.body, None, lanes))
 
     def rule(stmt: Stmt) -> Body | None:
         if not isinstance(stmt, For) or stmt.vector or any(isinstance(s, For) for s in stmt.body):
@@ -189,4 +194,41 @@ def _read_down(kernel: Kernel, loop: For) -> list[tuple[str, Index]]:
                 continue
             if far or (step == LINE_BYTES and isinstance(size, int) and size > NEAREST_BYTES):
                 found[load.source, load.index] = None
+    return list(found)
+
+
+def _asking_for_next_rows(kernel: Kernel, body: Body, rows: For | None, lanes: int) -> Body:
+    """A body with the prefetches of the next tile's rows; `rows` is the tiled loop around it, if all loops
+    between run once."""
+    result: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For):
+            asked: tuple[Stmt, ...] = ()
+            if any(isinstance(s, For) for s in stmt.body):
+                runs_once = isinstance(stmt.extent, int) and stmt.vector and stmt.extent <= stmt.tile * lanes
+                around = rows if runs_once else None if stmt.vector or stmt.tile == 1 else stmt
+                inner = _asking_for_next_rows(kernel, stmt.body, around, lanes)
+            else:
+                inner = stmt.body
+                asked = tuple(_next_rows(kernel, stmt, rows)) if rows is not None else ()
+            stmt = replace(stmt, body=(*asked, *inner))
+        result.append(stmt)
+    return tuple(result)
+
+
+def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
+    """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows."""
+    found: dict[Prefetch, None] = {}
+    for stmt in loop.body:
+        loads = [p for e in exprs_of(stmt) for p in walk_expr(e)] if isinstance(stmt, Combine) else []
+        for load in (p for p in loads if isinstance(p, Load) and p.guard is None):
+            buffer = next((b for b in kernel.buffers if b.name == load.source), None)
+            if buffer is None or _is_near(buffer.type.nbytes) or len(load.index) != 2:
+                continue
+            itemsize, width = buffer.type.dtype.itemsize, buffer.type.shape[1]
+            whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and loop.extent == width
+            is_long = not isinstance(width, int) or width * itemsize >= SHORTEST_ROW_BYTES
+            if whole_rows and is_long and rows.tile * itemsize <= LINE_BYTES:
+                behind = (Affine.of(rows.axis) + rows.tile, Affine.of(loop.axis).scale(rows.tile))
+                found[Prefetch(load.source, behind, once=True)] = None
     return list(found)

@@ -78,7 +78,7 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         granule = SPLIT_ROWS
     cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
     scheduled = replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
-    return prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)))
+    return prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)
 
 
 def _is_split(body: Body) -> bool:

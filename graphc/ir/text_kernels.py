@@ -123,7 +123,7 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
     if isinstance(stmt, Check):
         return f"check {format_expr(stmt.condition, scalars)} at {stmt.position}"
     if isinstance(stmt, Prefetch):
-        return f"prefetch {stmt.source}[{format_index(stmt.index)}]"
+        return f"prefetch {'once ' if stmt.once else ''}{stmt.source}[{format_index(stmt.index)}]"
     guard = "" if stmt.guard is None else f" if {format_expr(stmt.guard, scalars)}"
     symbol = _combine_symbol(stmt.combine) if stmt.combine else "="
     return f"{stmt.target}[{format_index(stmt.index)}{guard}] {symbol} {format_expr(stmt.expr, scalars)}"

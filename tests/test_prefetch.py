@@ -169,7 +169,8 @@ kernel k contract i<B>
 
 def test_a_product_of_few_columns_asks_for_the_next_rows_step_by_step():
     text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16"))
-    assert "for k<784>:\n        prefetch b[k + 8, j]\n        prefetch once a[i + 6, 6*k]\n        total +=" in text
+    asked = "        prefetch b[k + 8, j]\n        prefetch once a[i + 6, 6*k]\n"
+    assert f"for k<784>:\n{asked}        total +=" in text
     assert print_kernel(parse_kernel(text)) == text
     module = Module("x86_64-unknown-linux-gnu", "nounwind")
     emit_kernel(module, parse_kernel(text), 256)

@@ -443,7 +443,7 @@ def initializer_of(spec: Any, shape: ShapeLike | None, dtype: DTypeLike | None) 
         shape = tuple(array.shape) if shape is None else as_shape(shape)
         if array.shape not in ((), shape):
             raise ShapeError(f"the initial value has shape {array.shape}, the parameter {shape}")
-        return (lambda rng, shape: array), _static(shape), as_dtype(dtype)
+        return init.Fixed(array), _static(shape), as_dtype(dtype)
     if shape is None:
         raise ShapeError("a parameter needs a shape, unless init is an array")
     return init.resolve(spec), _static(as_shape(shape)), as_dtype(dtype if dtype is not None else float32)

@@ -10,15 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graphc.codegen.builder import Module
 from graphc.codegen.cache import Parts, cached, emitter_digest, machine_parts
+from graphc.codegen.emitted import EmittedKernel
 from graphc.codegen.jit import compile_object
-from graphc.codegen.kernels import EmittedKernel, emit_kernel
 from graphc.codegen.target import Target
 from graphc.ir.kernels import Kernel
 from graphc.ir.program import Program
 from graphc.ir.text_kernels import print_kernel
-from graphc.ir.types import SHORT_NAMES, parse_extent
+from graphc.ir.types import SHORT_NAMES, parse_extent, substitute
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _INDEXED = re.compile(r"[A-Za-z_][\w.]*(?=\[)")
@@ -36,29 +35,41 @@ class CompiledProgram:
 
 
 def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
-    """The kernels of a program as one LLVM module: what each became, and the module's text."""
+    """The kernels of a program as one LLVM module: what each became, and the module's text.
+
+    Kernels of equal code have one function, also where only extents tell them apart.
+    """
+    # The emitter takes 20 ms to load, and code from the cache never needs it.
+    from graphc.codegen.builder import Module
+    from graphc.codegen.kernels import emit_kernel
+    from graphc.codegen.sharing import shared_forms
+
     module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    codes = [code_text(kernel) for kernel in program.kernels]
+    different = dict(zip(codes, program.kernels, strict=True))
+    forms = shared_forms(list(different.values()), list(different), code_text)
+    functions: dict[int, EmittedKernel] = {}
     known: dict[str, EmittedKernel] = {}
-    emitted = []
-    for kernel in program.kernels:
-        code = code_text(kernel)
-        if code not in known:
-            known[code] = emit_kernel(module, kernel, target.vector_bits)
-        emitted.append(known[code])
-    return tuple(emitted), module.render()
+    for code, (form, bindings) in zip(different, forms, strict=True):
+        if id(form) not in functions:
+            functions[id(form)] = emit_kernel(module, form, target.vector_bits)
+        shared = functions[id(form)]
+        extents = tuple(substitute(extent, bindings) for extent in shared.extents)
+        known[code] = EmittedKernel(shared.symbol, extents)
+    return tuple(known[code] for code in codes), module.render()
 
 
 def code_text(kernel: Kernel) -> str:
     """The text of what a kernel's code depends on: equal texts have equal code, and the same extents.
 
     The layers of a deep network differ in the names of kernels and buffers, which code does not know: they
-    are numbered here. Dims keep their names. The origin is left out too, so moving a line changes nothing.
+    are numbered here. Dims keep their names. Cost and origin are left out too: moving a line changes nothing.
     """
     numbers = {buffer.name: f"@{slot}" for slot, buffer in enumerate(kernel.buffers)}
     if not all(_NAME.fullmatch(name) for name in numbers) or numbers.keys() & set(SHORT_NAMES.values()):
-        return print_kernel(replace(kernel, origin=""))
+        return print_kernel(replace(kernel, origin="", cost=1))
     buffers = tuple(replace(b, name=numbers[b.name], storage=numbers[b.name]) for b in kernel.buffers)
-    text = print_kernel(replace(kernel, name="k", origin="", buffers=buffers))
+    text = print_kernel(replace(kernel, name="k", origin="", cost=1, buffers=buffers))
     # A buffer stands before a bracket, and no dim does.
     return _INDEXED.sub(lambda found: numbers.get(found[0], found[0]), text)
 

@@ -288,6 +288,10 @@ class Function:
             return None
         return self.emit(result, f"call {result} {text}")
 
+    def opaque(self, a: Value) -> Value:
+        """The same integer, with no instruction, as one that LLVM knows nothing about."""
+        return self.emit(a.type, f'call {a.type} asm "", "=r,0"({a})')
+
     # --------------------------------------------------------------------------------- vectors
 
     def splat(self, a: Value, lanes: int) -> Value:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from graphc.codegen.builder import (
@@ -24,6 +23,7 @@ from graphc.codegen.builder import (
     constant,
     register_type,
 )
+from graphc.codegen.emitted import EmittedKernel
 from graphc.codegen.loops import Loops
 from graphc.codegen.memory import Place, linearise, pointer_operand
 from graphc.codegen.scalars import emit_cast, emit_combine, emit_prim
@@ -56,19 +56,11 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import DType, Extent, int32, int64
+from graphc.ir.types import DType, int32, int64
 
 ABREAST = 4
 """Items of a tile that run through an operation in step: enough chains to hide the latency of a polynomial,
 few enough to stay in 16 registers."""
-
-
-@dataclass(frozen=True, slots=True)
-class EmittedKernel:
-    """The symbol of a kernel's code, and the extents that its operand block holds after the buffers."""
-
-    symbol: str
-    extents: tuple[Extent, ...]
 
 
 def emit_kernel(module: Module, kernel: Kernel, vector_bits: int) -> EmittedKernel:
@@ -99,7 +91,7 @@ class KernelEmitter(Loops):
     """Emits one kernel. See `graphc.codegen.tiles` for what an expression's value is."""
 
     def __init__(self, f: Function, kernel: Kernel, vector_bits: int) -> None:
-        super().__init__(f, lanes_for(kernel, vector_bits), kernel.name)
+        super().__init__(f, lanes_for(kernel, vector_bits), kernel.name, kernel.granule)
         self.kernel = kernel
         self.first_extent_slot = len(kernel.buffers)
         self._splats: dict[tuple[str, str, int], Value] = {}

@@ -6,7 +6,8 @@ The skeleton of a loop that is unrolled `count` times over vectors of `lanes` (s
     for base in main_end .. end step lanes:      body with one item; lanes masked       (vector tail)
     for base in main_end .. end step 1:          body with one item                     (row tail)
 
-With a static extent the vector tail is one straight-line body whose last vector alone is masked.
+With a static extent the vector tail is one straight-line body whose last vector alone is masked. There is
+no tail where the step is known to divide the extent, and for a chunked loop the granule too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from graphc.codegen.tiles import Axis, Scope, Tile
 from graphc.errors import LoweringError
 from graphc.ir.kernels import Assign, Body, Combine, For, walk_stmts
 from graphc.ir.scalar import combine_identity
+from graphc.ir.types import divides
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,10 @@ class Segment:
 class Loops(Memory):
     """The control half of the kernel emitter; `body` writes the statements."""
 
-    def __init__(self, f: Function, lanes: int, kernel_name: str) -> None:
+    def __init__(self, f: Function, lanes: int, kernel_name: str, granule: int) -> None:
         super().__init__(f, lanes)
         self.kernel_name = kernel_name
+        self.granule = granule
         # Vars that are being accumulated lane by lane in an open vector loop.
         self.deferred: set[str] = set()
 
@@ -118,11 +121,13 @@ class Loops(Memory):
         step = stmt.tile * lanes
         if isinstance(stmt.extent, int) and not stmt.chunked:
             return self._static_segments(stmt.extent, step, lanes, stmt)
+        # Chunks begin at multiples of the granule, and end at one or at the extent.
+        whole = stmt.chunked and self.granule % step == 0 and divides(step, stmt.extent)
         begin, end = (self.f.parameters[1], self.f.parameters[2]) if stmt.chunked else (
             constant(0, I64), self.extent(stmt.extent),
         )  # fmt: skip
-        if step == 1:
-            return [Segment(begin, end, 1, 1, None)]
+        if step == 1 or whole:
+            return [Segment(begin, end, stmt.tile, lanes, None)]
         span = self.f.binary("sub", end, begin) if begin.ref != "0" else end
         rest = self.f.binary("srem", span, constant(step, I64))
         main_end = self.f.binary("sub", end, rest)
@@ -164,7 +169,10 @@ class Loops(Memory):
         heads = {name: _renamed(f, entry[name]) for name in carried}
         self.scalars.update(heads)
         self.iteration(stmt, segment, index)
-        following = f.binary("add", index, step)
+        # Addresses are hoisted and reduced already. Loop strength reduction, which looks for a better way
+        # for each, takes a third of the time of code generation and gains nothing: it skips indices whose
+        # steps it cannot see.
+        following = f.opaque(f.binary("add", index, step))
         latch = f.current_block
         f.branch_if(f.compare("slt", following, segment.end), top, done)
         f.block(done)
@@ -188,7 +196,8 @@ class Loops(Memory):
         axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector, stmt.extent)
         self.scopes.append(Scope(depth, self.f.region()))
         if segment.masked:
-            axis.masks = self.masks(segment, base)
+            axis.left = self.left(segment, base)
+            axis.masks = self.masks(segment, axis.left)
         self.axes[stmt.axis] = axis
         outer = set(self.scalars)
         self.body(stmt.body)
@@ -196,7 +205,13 @@ class Loops(Memory):
         self.scopes.pop()
         self.scalars = {name: tile for name, tile in self.scalars.items() if name in outer}
 
-    def masks(self, segment: Segment, base: Value) -> list[Value | None]:
+    def left(self, segment: Segment, base: Value) -> Value:
+        """How many iterations a tail has left at `base`."""
+        if segment.valid is not None:
+            return constant(segment.valid, I64)
+        return self.f.binary("sub", segment.end, base)
+
+    def masks(self, segment: Segment, left: Value) -> list[Value | None]:
         """Which lanes of each vector exist."""
         f, lanes = self.f, segment.lanes
         if segment.valid is not None:
@@ -206,8 +221,8 @@ class Loops(Memory):
                 bits = ", ".join(f"i1 {'true' if lane < exists else 'false'}" for lane in range(lanes))
                 result.append(None if exists == lanes else Value(LLType("i1", lanes), f"<{bits}>"))
             return result
-        left = f.convert("trunc", f.binary("sub", segment.end, base), LLType("i32"))
-        return [f.compare("ult", f.lane_ids("i32", lanes), f.splat(left, lanes))]
+        narrow = f.convert("trunc", left, LLType("i32"))
+        return [f.compare("ult", f.lane_ids("i32", lanes), f.splat(narrow, lanes))]
 
 
 def _renamed(f: Function, tile: Tile) -> Tile:

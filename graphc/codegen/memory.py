@@ -254,7 +254,7 @@ class Memory:
         """The row axis along which a strided access is contiguous, if it has as many rows as lanes."""
         vector = self.vector_axis()
         coefficients = dict(linear.terms)
-        if vector is None or any(vector.masks) or place.axes or coefficients.get(vector.name, 0) in (0, 1):
+        if vector is None or place.axes or coefficients.get(vector.name, 0) in (0, 1):
             return None
         if any(name in self.scalars for name in coefficients):
             return None
@@ -277,16 +277,31 @@ class Memory:
             others = tuple(key[axis.name] for axis in axes if axis is not rows)
             if others not in squares:
                 corner = self.address(place, linear, {**key, rows.name: 0})
-                vectors = []
+                vectors: list[Value] = []
                 for lane in range(vector.lanes):
+                    exists = self.exists(vector, key, lane)
+                    if exists is False:
+                        vectors.append(vectors[0])  # what its lanes hold is not stored
+                        continue
                     offset = self.scaled(constant(lane, I64), stride)
                     address = self.f.gep(corner, offset, element) if lane else corner
+                    if isinstance(exists, Value):
+                        address = self.f.select(exists, address, corner)
                     loaded = self.f.load(address, memory_type(place.dtype, vector.lanes))
                     vectors.append(self.from_memory(loaded, place.dtype))
                 squares[others] = transposed(self.f, vectors)
             return squares[others][key[rows.name]]
 
         return build(place.dtype, axes, item)
+
+    def exists(self, axis: Axis, key: dict[str, int], lane: int) -> Value | bool:
+        """Whether a lane of a vector is an iteration of its loop; in a tail some are not."""
+        if axis.left is None:
+            return True
+        number = key[axis.name] * axis.lanes + lane
+        if not axis.left.ref.startswith("%"):
+            return number < int(axis.left.ref)
+        return self.f.compare("slt", constant(number, I64), axis.left)
 
     def _load(
         self, place: Place, linear: Linear, key: dict[str, int], guard: Value | None, fill: float | int | bool
@@ -425,20 +440,48 @@ class Memory:
 
 
 def transposed(f: Function, rows: list[Value]) -> list[Value]:
-    """A square of vectors with rows and lanes exchanged: blocks of 1, 2, 4, ... lanes swap places."""
+    """A square of vectors with rows and lanes exchanged.
+
+    First the squares within 16 bytes, by interleaving groups of 1, 2, 4, ... lanes of two rows, then blocks
+    of 16, 32, ... bytes that swap places: steps of one instruction each (unpack, permute of whole blocks).
+    """
     lanes = len(rows)
-    block = 1
+    inner = min(max(128 // rows[0].type.bits, 1), lanes)
+    group = 1
+    while group < inner:
+        # Lane by lane of the result: which lane of the two rows, the second row's counted from `lanes` on.
+        position = [k % inner // group for k in range(lanes)]
+        low = [
+            k // inner * inner + position[k] // 2 * group + k % group + position[k] % 2 * lanes
+            for k in range(lanes)
+        ]
+        rows = _exchanged(f, rows, group, low, [lane + inner // 2 for lane in low])
+        group *= 2
+    # What was interleaved stands in the order of the reversed bits.
+    bits = inner.bit_length() - 1
+    rows = [rows[k // inner * inner + _reversed_bits(k % inner, bits)] for k in range(lanes)]
+    block = inner
     while block < lanes:
         low = [k if not k & block else lanes + k - block for k in range(lanes)]
-        high = [k + block if not k & block else lanes + k for k in range(lanes)]
-        turned = list(rows)
-        for i in range(lanes):
-            if not i & block:
-                turned[i] = f.shuffle(rows[i], rows[i | block], low)
-                turned[i | block] = f.shuffle(rows[i], rows[i | block], high)
-        rows = turned
+        rows = _exchanged(f, rows, block, low, [lane + block for lane in low])
         block *= 2
     return rows
+
+
+def _exchanged(
+    f: Function, rows: list[Value], distance: int, low: list[int], high: list[int]
+) -> list[Value]:
+    """Each pair of rows at a distance replaced by two shuffles of the pair."""
+    result = list(rows)
+    for i in range(len(rows)):
+        if not i & distance:
+            result[i] = f.shuffle(rows[i], rows[i | distance], low)
+            result[i | distance] = f.shuffle(rows[i], rows[i | distance], high)
+    return result
+
+
+def _reversed_bits(number: int, bits: int) -> int:
+    return int(f"{number:0{bits}b}"[::-1], 2) if bits else 0
 
 
 def pointer_operand(f: Function, slot: int) -> Value:

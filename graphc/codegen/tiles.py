@@ -29,8 +29,9 @@ class Axis:
     lanes: int = 1
     vector: bool = False
     extent: Extent = 0
-    # For a vector axis in its tail: per item, which lanes exist (None: all).
+    # For a vector axis in its tail: per item, which lanes exist (None: all), and how many iterations.
     masks: Sequence[Value | None] = ()
+    left: Value | None = None
 
     @property
     def is_tiled(self) -> bool:

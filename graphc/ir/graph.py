@@ -80,15 +80,23 @@ class Variable:
         return self._owner
 
     def place(
-        self, storage: np.ndarray[Any, Any], owner: Any, value: np.ndarray[Any, Any] | None = None
+        self,
+        storage: np.ndarray[Any, Any],
+        owner: Any,
+        value: np.ndarray[Any, Any] | None = None,
+        zeroed: bool = False,
     ) -> None:
         """Adopts storage (contiguous, of this dtype and shape) and writes the initial value there.
 
         `owner` is whatever keeps the memory alive (the slab); `value` the initial value, if drawn already.
+        In `zeroed` storage zeros are not written again: fresh pages stay untouched until they are used.
         """
         if self._array is not None:
             raise UsageError(f"the storage of {self.name} is fixed")
-        storage[...] = self._initial() if value is None else value
+        if value is None:
+            value = self._initial()
+        if not (zeroed and is_zero_splat(value)):
+            storage[...] = value
         self._array = storage
         self._owner = owner
 
@@ -101,6 +109,11 @@ class Variable:
 
     def __reduce__(self) -> Any:
         raise UsageError(f"{self.name} cannot be copied or pickled; use state_dict() or save()")
+
+
+def is_zero_splat(array: np.ndarray[Any, Any]) -> bool:
+    """Whether all elements are one element in memory, whose bits are zero."""
+    return array.size > 0 and not any(array.strides) and not any(array[(0,) * array.ndim].tobytes())
 
 
 @dataclass(frozen=True, slots=True)

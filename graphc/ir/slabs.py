@@ -176,7 +176,7 @@ def place_variables(variables: Iterable[Variable], name: str = "parameters") -> 
             nbytes = variable_bytes(variable)
             shape = tuple(evaluate(extent, {}) for extent in variable.type.shape)
             storage = slab.array[offset : offset + nbytes].view(variable.type.dtype.numpy).reshape(shape)
-            variable.place(storage, slab, value)
+            variable.place(storage, slab, value, zeroed=True)
         return SlabView(name, tuple(_segment(variable) for variable in ordered))
 
 

@@ -280,6 +280,14 @@ def ceildiv(left: Extent, right: Extent) -> Extent:
     return floordiv(left + right - 1, right)
 
 
+def divides(divisor: int, extent: Extent) -> bool:
+    """Whether an extent is a multiple of `divisor` (positive), whatever its dims are bound to.
+
+    False also where that cannot be told.
+    """
+    return all(coefficient % divisor == 0 for _, coefficient in _terms(extent))
+
+
 def extent_max(left: Extent, right: Extent) -> Extent:
     if isinstance(left, int) and isinstance(right, int):
         return max(left, right)

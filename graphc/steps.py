@@ -38,6 +38,8 @@ GROWTH = 8
 CONVERTED_BYTES = 1 << 30
 """A dataset of other dtypes, or with scattered rows, is converted whole up to this size, else by batches."""
 CONVERTED_AT_ONCE = 1 << 22
+FEW_BATCHES = 2
+"""Up to so many batches of little data cost less step by step than a span costs to lay out."""
 GATHER_BYTES = 1 << 16
 """Copying so much takes about 10 us, the least work that a chunk is worth."""
 AHEAD_BYTES = 1 << 12
@@ -132,12 +134,17 @@ class StepLoop:
 
     # ------------------------------------------------------------------------------------------- data
 
-    def epoch_of(self, arrays: Mapping[str, Array], order: Array | None) -> Epoch | None:
+    def epoch_of(self, arrays: Mapping[str, Array], batch_size: int, order: Array | None) -> Epoch | None:
         """The arrays as rows that native code can feed or gather, converted where they must be.
 
         None where only a loop over `run` will do: a value that cannot be converted (which must raise at its
-        batch), a dataset too large to convert, or one to convert in memory that training writes to.
+        batch), a dataset too large to convert, or one to convert in memory that training writes to. Also
+        where there is so little to do that the loop is faster.
         """
+        if sum(array.nbytes for array in arrays.values()) <= GATHER_BYTES and all(
+            len(array) <= FEW_BATCHES * batch_size for array in arrays.values()
+        ):
+            return None
         found: dict[str, Rows] = {}
         budget = CONVERTED_BYTES
         for name, array in arrays.items():

@@ -142,7 +142,7 @@ class Runner:
         if isinstance(data, Mapping):
             arrays = {name: np.asarray(value) for name, value in data.items()}
             permutation = order(common_length(arrays))
-            rows = self._loop.epoch_of(arrays, permutation) if self._loop else None
+            rows = self._loop.epoch_of(arrays, batch_size, permutation) if self._loop else None
             if self._loop and rows:
                 for series, size, steps in self._loop.run(rows, batch_size):
                     means.add_series(series, size)

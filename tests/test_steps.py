@@ -44,6 +44,7 @@ def loops(monkeypatch):
         for native in (True, False):
             step = make()
             with monkeypatch.context() as patch:
+                patch.setattr(steps, "FEW_BATCHES", 0)
                 if native:
                     patch.setattr(step, "run_labelled", None)  # nothing may go step by step
                 else:
@@ -332,18 +333,26 @@ def test_state_of_another_dtype_goes_step_by_step():
     step = gx.compile(loss, loss=loss, optimizer=gx.optim.SGD(lr=1.0))
     loop = steps.step_loop(step)
     assert loop is not None
-    assert loop.epoch_of({"x": step.params["w"]}, None) is None
-    assert loop.epoch_of({"x": step.params["w"].copy()}, None) is not None
+    assert loop.epoch_of({"x": step.params["w"]}, 1, None) is None
+    assert loop.epoch_of({"x": step.params["w"].copy()}, 1, None) is not None
     assert step.feed_plan.is_written(step.params["w"][::-1]) and not step.feed_plan.is_written(X[:0])
+
+
+def test_little_data_goes_step_by_step():
+    loop = steps.step_loop(network())
+    assert loop is not None
+    assert loop.epoch_of(DATA, 27, None) is None and loop.epoch_of(DATA, 26, None) is not None
+    large = {"x": np.zeros((5000, 5), np.float32), "t": np.zeros(5000, np.int32)}
+    assert loop.epoch_of(large, 5000, None) is not None
 
 
 def test_large_datasets_are_converted_batch_by_batch(monkeypatch):
     loop = steps.step_loop(network())
     assert loop is not None
     wide = {"x": X.astype(np.float64), "t": T}
-    assert loop.epoch_of(wide, None) is not None
+    assert loop.epoch_of(wide, 10, None) is not None
     monkeypatch.setattr(steps, "CONVERTED_BYTES", X.nbytes - 1)
-    assert loop.epoch_of(wide, None) is None and loop.epoch_of(DATA, None) is not None
+    assert loop.epoch_of(wide, 10, None) is None and loop.epoch_of(DATA, 10, None) is not None
 
 
 def test_callbacks_may_change_the_data(loops):

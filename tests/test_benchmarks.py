@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import graphc as gx
+from graphc.codegen.threads import get_num_threads, set_num_threads
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench
 import bench_report
+import race
 import workloads
 
 
@@ -54,6 +56,29 @@ def test_a_race_takes_turns():
     found = bench.race({"a": timer("a", 0.5), "b": timer("b", 0.25)}, rounds=3)
     assert order[4:] == ["a", "b", "b", "a", "a", "b"]
     assert found["a"].as_data() == {"min": 0.5, "median": 0.5, "samples": [0.5] * 3}
+
+
+def test_the_race(monkeypatch):
+    """graphc's own rows on a small epoch; fit and run take the same steps."""
+    monkeypatch.setattr(race, "EPOCH", 40)
+    monkeypatch.setattr(race, "BATCH", 10)
+    monkeypatch.setattr(race, "PYTHON_ROWS", (1, 2))
+    monkeypatch.setattr(race, "find_spec", lambda name: None)
+    before = get_num_threads()
+    images, targets = race.dataset(None, 50)
+    try:
+        rows = race.race(images, targets, rounds=2, threads=2)
+    finally:
+        set_num_threads(before)
+    assert [row.name for row in rows[2:]] == [
+        "graphc fit, 1 thread", "graphc fit, 2 threads",
+        "graphc fit, shuffling, 1 thread", "graphc fit, shuffling, 2 threads",
+    ]  # fmt: skip
+    assert all(len(row.seconds) == 2 for row in rows[1:])
+    in_order, shuffled = [{row.first_loss for row in part} for part in (rows[2:4], rows[4:])]
+    assert len(in_order) == len(shuffled) == 1 and in_order != shuffled
+    assert rows[1].first_loss == pytest.approx(*in_order, rel=1e-5)
+    assert "| graphc fit, 1 thread " in race.table(rows)
 
 
 def test_right_core():

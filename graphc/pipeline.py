@@ -307,7 +307,7 @@ def _machine(backend: Backend) -> tuple[Any, Machine]:
 
     target = host_target()
     rows, vectors = target.contract_tile
-    return target, Machine(target.vector_bits // 8, rows, vectors)
+    return target, Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
 
 
 def _flatten(outputs: Any) -> tuple[dict[str, Tensor], Any]:

@@ -52,7 +52,7 @@ def compiled(outputs, loss=None, optimizer=None, target=None):
     """Runs the pipeline for a dict of output tensors (and a training step, if there is a loss)."""
     target = target or host_target()
     rows, vectors = target.contract_tile
-    machine = Machine(target.vector_bits // 8, rows, vectors)
+    machine = Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
     roots = {label: tensor.operand for label, tensor in outputs.items()}
     if loss is not None:
         roots["__loss__"] = loss.operand

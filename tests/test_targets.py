@@ -31,7 +31,7 @@ def classifier() -> gx.Executable:
 
 def emitted(exe: gx.Executable, target: Target) -> str:
     rows, vectors = target.contract_tile
-    machine = Machine(target.vector_bits // 8, rows, vectors)
+    machine = Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
     module = Module(target.triple, f"nounwind {target.function_attributes}", has_rounding=target.has_rounding)
     for kernel in gx.parse(exe.dump("kernels"), exe.state_dict() | LEARNING_RATE).kernels:
         emit_kernel(module, schedule_kernel(kernel, machine), target.vector_bits)
@@ -61,7 +61,7 @@ def test_no_level_spills_in_the_product() -> None:
     for level, (_, multiply_add) in LEVELS.items():
         target = TARGETS[level]
         rows, vectors = target.contract_tile
-        machine = Machine(target.vector_bits // 8, rows, vectors)
+        machine = Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
         module = Module(
             target.triple, f"nounwind {target.function_attributes}", has_rounding=target.has_rounding
         )

@@ -317,11 +317,14 @@ class Function:
             a.type.with_lanes(len(indices)), f"shufflevector {a}, {b}, <{len(indices)} x i32> <{text}>"
         )
 
-    def lane_ids(self, element: str, lanes: int) -> Value:
-        """The constant vector 0, 1, 2, ... (a plain 0 for one lane)."""
+    def lane_ids(self, element: str, lanes: int, first: int = 0, step: int = 1) -> Value:
+        """The constant vector first, first + step, ..., wrapped around (a plain number for one lane)."""
+        half = 2 ** (LLType(element).bits - 1)
+        numbers = [(first + step * lane + half) % (2 * half) - half for lane in range(lanes)]
         if lanes == 1:
-            return Value(LLType(element), "0")
-        return Value(LLType(element, lanes), "<" + ", ".join(f"{element} {i}" for i in range(lanes)) + ">")
+            return Value(LLType(element), str(numbers[0]))
+        ids = ", ".join(f"{element} {number}" for number in numbers)
+        return Value(LLType(element, lanes), f"<{ids}>")
 
     # ---------------------------------------------------------------------------------- memory
 

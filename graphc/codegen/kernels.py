@@ -321,34 +321,36 @@ class KernelEmitter(Loops):
 
     def index_value(self, affine: Affine, element: str) -> Tile:
         """An affine function of the loop axes as an integer, lane by lane."""
+        axis = self.vector_axis()
+        coefficient = affine.coefficient(axis.name) if axis is not None else 0
 
         def item(key: dict[str, int]) -> Value:
             total = self.extent(affine.offset)
-            for name, coefficient in affine.terms:
+            for name, factor in affine.terms:
                 if name in self.scalars:
                     base = self.as_i64(self.scalars[name], key)
                 else:
                     base, _ = self.base_of(name)
-                    step = key.get(name, 0) * (self.axes[name].lanes if name in self.axes else 1)
+                    # The vector axis is unrolled with the lanes: all items then add to one splatted base.
+                    step = 0 if axis is not None and name == axis.name else key.get(name, 0)
                     base = self.f.binary("add", base, constant(step, I64)) if step else base
-                part = self.scaled(base, coefficient)
+                part = self.scaled(base, factor)
                 total, part = self.aligned([total, part])
                 total = self.f.binary("add", total, part)
             if element == "i32":
                 total = self.f.convert("trunc", total, total.type.with_element("i32"))
-            axis = self.vector_axis()
-            coefficient = affine.coefficient(axis.name) if axis is not None else 0
-            if axis is not None and coefficient != 0:
-                ids: Value | None = self.f.lane_ids(element, axis.lanes)
-                if coefficient != 1:
-                    assert ids is not None
-                    factor = self.extent(coefficient)
-                    if element == "i32":
-                        factor = self.f.convert("trunc", factor, LLType("i32"))
-                    ids = self.f.binary("mul", ids, self.f.splat(factor, axis.lanes))
-                assert ids is not None
-                total = self.f.binary("add", self.wide(total, axis.lanes), ids)
-            return total
+            if axis is None or coefficient == 0:
+                return total
+            first = key[axis.name] * axis.lanes
+            if isinstance(coefficient, int):
+                ids = self.f.lane_ids(element, axis.lanes, first * coefficient, coefficient)
+            else:
+                factor_value = self.extent(coefficient)
+                if element == "i32":
+                    factor_value = self.f.convert("trunc", factor_value, LLType("i32"))
+                ids = self.f.lane_ids(element, axis.lanes, first)
+                ids = self.f.binary("mul", ids, self.f.splat(factor_value, axis.lanes))
+            return self.f.binary("add", self.wide(total, axis.lanes), ids)
 
         names = self.axes_of(affine.names)
         return build(int32 if element == "i32" else int64, self.tiled(names), item)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.collapse import collapse
 from graphc.ir.cost import body_cost
 from graphc.ir.epilogues import with_row_epilogue
@@ -40,6 +39,7 @@ from graphc.ir.kernels import (
 from graphc.ir.machine import Machine
 from graphc.ir.prefetch import prefetch_products, prefetch_rows
 from graphc.ir.types import Extent
+from graphc.ir.unroll import loop_vectors
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
@@ -62,18 +62,20 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
             tiles = _contract_tiles(kernel, axis, extents, lanes, machine)
         else:
             partner = _turning_axis(kernel, axis)
-            most = 1 if partner else 2 if _is_dear(kernel) else 4
-            tiles = {axis: _vectors(extents[axis], lanes, most), **({partner: lanes} if partner else {})}
+            # Squares of lanes by rows are turned in registers: one vector of each row.
+            tiles = {partner: lanes, axis: 1} if partner else {axis: 0}
 
     def rule(stmt: Stmt) -> Body | None:
         if isinstance(stmt, For) and stmt.axis in tiles:
-            return (replace(stmt, tile=tiles[stmt.axis], vector=stmt.axis == axis),)
+            tile = tiles[stmt.axis] or loop_vectors(stmt, lanes, machine.registers)
+            return (replace(stmt, tile=tile, vector=stmt.axis == axis),)
         return None
 
     body = map_stmts(kernel.body, stmt_rule=rule)
     granule = 1
     if kernel.chunk_axis in tiles:
-        granule = tiles[kernel.chunk_axis] * (lanes if kernel.chunk_axis == axis else 1)
+        granule = max(s.tile for s in walk_stmts(body) if isinstance(s, For) and s.chunked)
+        granule *= lanes if kernel.chunk_axis == axis else 1
     elif kernel.form == "contract" and _is_split(body):
         granule = SPLIT_ROWS
     cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
@@ -96,19 +98,6 @@ def _widest(kernel: Kernel) -> int:
             dtypes |= {part.dtype for part in walk_expr(expr) if isinstance(part, (Prim, Cast))}
     floats = [dtype.itemsize for dtype in dtypes if dtype.is_float]
     return max([*(floats or [dtype.itemsize for dtype in dtypes]), 4])
-
-
-def _is_dear(kernel: Kernel) -> bool:
-    return any(
-        isinstance(part, Prim) and part.name in EXPENSIVE
-        for stmt in walk_stmts(kernel.body)
-        for expr in exprs_of(stmt)
-        for part in walk_expr(expr)
-    )
-
-
-def _vectors(extent: Extent, lanes: int, most: int) -> int:
-    return max(min(most, -(-extent // lanes)), 1) if isinstance(extent, int) else most
 
 
 # ------------------------------------------------------------------------------------- the vector axis

@@ -142,10 +142,12 @@ def api() -> str:
         parts += [
             described(f"gx.{module}.{name}", getattr(getattr(gx, module), name)) for name in names.split()
         ]
-    for name in ("Executable", "Tensor"):
+    for name in ("Executable", "BoundCall", "Tensor"):
         parts.append(f"## Members of gx.{name}\n")
         for member, thing in inspect.getmembers(getattr(gx, name)):
-            if not member.startswith("_") and (inspect.isfunction(thing) or isinstance(thing, property)):
+            called = member == "__call__" and name == "BoundCall"
+            public = not member.startswith("_") or called
+            if public and (inspect.isfunction(thing) or isinstance(thing, property)):
                 parts.append(described(f"{name}.{member}", thing))
     parts.append("## Errors\n")
     parts += [f"- `gx.{name}`: {inspect.getdoc(getattr(gx, name))}" for name in errors]

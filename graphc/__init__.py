@@ -141,6 +141,7 @@ from graphc.shaping import (
 
 if TYPE_CHECKING:
     from graphc import nn, optim
+    from graphc.calls import BoundCall
     from graphc.executable import Executable
     from graphc.gradients import grad, jvp
     from graphc.pipeline import compile, set_num_threads
@@ -150,6 +151,7 @@ newaxis = None
 
 # Loaded when first used: `import graphc` is quick, and brings in neither llvmlite nor networkx.
 _LATE = {
+    "BoundCall": "graphc.calls",
     "Executable": "graphc.executable",
     "check_gradients": "graphc.check",
     "compile": "graphc.pipeline",
@@ -161,6 +163,7 @@ _LATE = {
 
 
 __all__ = [
+    "BoundCall",
     "DTypeError",
     "DeclarationError",
     "Executable",

@@ -19,24 +19,28 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from graphc.codegen.call import NativeCall
 from graphc.codegen.jit import LoadedCode, assembly
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.target import Target, host_target
 from graphc.emission import compile_program, emit_program
 from graphc.errors import GraphcError, IndexRangeError
+from graphc.ir.addresses import address_of, aligned_bytes
 from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
 from graphc.ir.interpret_kernels import CheckFailure
 from graphc.ir.interpret_program import run_program
 from graphc.ir.kernels import Kernel, KernelProgram, Storage
 from graphc.ir.program import BoundProgram, Program, build_program
-from graphc.ir.slabs import address_of, aligned_bytes, place_variables
+from graphc.ir.slabs import place_variables
 from graphc.ir.types import evaluate
 from graphc.results import ResultPool
 
 Array = np.ndarray[Any, Any]
 CACHED_SIZES = 16
 """Bound layouts that an engine keeps, by the values of the dims."""
+LAUNCH_NANOSECONDS = 30
+"""What it costs to start a kernel, about: a few table reads and an indirect call."""
 
 
 class Engine(Protocol):
@@ -61,7 +65,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class Result:
     """One output. `source` is the storage it is copied from after the run, where it is not written to
     directly."""
 
@@ -71,16 +75,23 @@ class _Result:
     source: str | None
 
 
-class _Bound:
-    """A program at one size, ready to be called: operand blocks, tables, results."""
+class Bound:
+    """A program at one size, ready to be called: operand blocks, tables, results.
+
+    `nanoseconds` is the estimate of one run on one thread; `runs` how often `NativeEngine.run` was here;
+    `call` what runs it without that, if there is such a thing.
+    """
 
     def __init__(self, engine: NativeEngine, bound: BoundProgram) -> None:
         self.bound = bound
+        self.runs = 0
+        self.call: NativeCall | None = None
+        self.nanoseconds = estimated_nanoseconds(bound)
         program, bindings = engine.program, bound.bindings
         self.arena = engine.arena(bound.layout.nbytes)
         base = address_of(self.arena)
         self.results = [
-            _Result(
+            Result(
                 label,
                 type.dtype.numpy,
                 tuple(evaluate(extent, bindings) for extent in type.shape),
@@ -126,6 +137,15 @@ class _Bound:
         )
 
 
+def estimated_nanoseconds(bound: BoundProgram) -> int:
+    """What the schedule takes one run to cost: the work of every region, and of starting its launches."""
+    program = bound.program
+    total = LAUNCH_NANOSECONDS * len(program.launches)
+    for cost, chunking in zip(program.regions["cost"].tolist(), bound.chunkings, strict=True):
+        total += evaluate(program.extents[cost], bound.bindings) * chunking.extent
+    return total
+
+
 def _table(columns: int, rows: list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
@@ -160,11 +180,11 @@ class NativeEngine:
         for label, (name, _) in source.outputs.items():
             if source.storages[name].kind == "output":
                 self.label_of.setdefault(name, label)
-        self._inputs = [s.name for s in source.storages.values() if s.kind == "input"]
-        self.feed_numbers = {name: number for number, name in enumerate([*self._inputs, *self.label_of])}
-        self._results = ResultPool()
+        self.inputs = [s.name for s in source.storages.values() if s.kind == "input"]
+        self.feed_numbers = {name: number for number, name in enumerate([*self.inputs, *self.label_of])}
+        self.results = ResultPool()
         self._arena = aligned_bytes(0)
-        self._bound: OrderedDict[tuple[tuple[str, int], ...], _Bound] = OrderedDict()
+        self._bound: OrderedDict[tuple[tuple[str, int], ...], Bound] = OrderedDict()
 
     @cached_property
     def llvm(self) -> str:
@@ -185,21 +205,26 @@ class NativeEngine:
 
     def bound(self, bindings: Mapping[str, int]) -> BoundProgram:
         """The program laid out at these dims."""
-        return self._at(bindings).bound
+        return self.at(bindings).bound
 
     def block(self, bindings: Mapping[str, int]) -> ProgramBlock:
         """The launch table at these dims, with the addresses of the last run."""
-        return self._at(bindings).block
+        return self.at(bindings).block
 
     def fail(self, bindings: Mapping[str, int], feeds: Mapping[str, Array]) -> NoReturn:
         """Raises the IndexRangeError of the last run at these dims, a failed one, which was given `feeds`."""
-        self._fail(self._at(bindings), feeds)
+        self._fail(self.at(bindings), feeds)
 
-    def _at(self, bindings: Mapping[str, int]) -> _Bound:
+    def keeps(self, call: NativeCall) -> bool:
+        """Whether a call belongs to one of the sizes that are kept."""
+        return any(ready.call is call for ready in self._bound.values())
+
+    def at(self, bindings: Mapping[str, int]) -> Bound:
+        """The program ready to be called at these dims."""
         key = tuple(bindings.items())
         found = self._bound.get(key)
         if found is None:
-            found = _Bound(self, self.program.bind(bindings))
+            found = Bound(self, self.program.bind(bindings))
             self._bound[key] = found
             while len(self._bound) > CACHED_SIZES:
                 self._bound.popitem(last=False)
@@ -212,19 +237,18 @@ class NativeEngine:
         outputs: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """See `Engine.run`."""
-        ready = self._at(bindings)
+        ready = self.at(bindings)
+        ready.runs += 1
         given = outputs or {}
         results: dict[str, Array] = {}
-        addresses = [address_of(feeds[name]) for name in self._inputs]
+        addresses = [address_of(feeds[name]) for name in self.inputs]
         for result in ready.results:
             array = given.get(result.label)
             if array is None:
-                array, address = self._results.take(result.dtype, result.shape)
-            else:
-                address = address_of(array)
+                array = self.results.take(result.dtype, result.shape)
             results[result.label] = array
             if result.source is None:
-                addresses.append(address)
+                addresses.append(address_of(array))
         ready.block.feeds[:] = addresses
         if ready.block.run():
             self._fail(ready, feeds)
@@ -235,7 +259,7 @@ class NativeEngine:
         return results
 
     def _look_up(
-        self, ready: _Bound, feeds: Mapping[str, Array], results: Mapping[str, Array], name: str
+        self, ready: Bound, feeds: Mapping[str, Array], results: Mapping[str, Array], name: str
     ) -> Array:
         """The contents of a storage, after a run."""
         storage = self.program.source.storages[name]
@@ -250,7 +274,7 @@ class NativeEngine:
             return ready.arena[offset : offset + nbytes].view(dtype).reshape(shape)
         return _resident(storage)
 
-    def _fail(self, ready: _Bound, feeds: Mapping[str, Array]) -> NoReturn:
+    def _fail(self, ready: Bound, feeds: Mapping[str, Array]) -> NoReturn:
         launch, _, position = ready.block.status
         kernel = self.program.kernels[launch]
         raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, {}, name))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
@@ -12,14 +13,28 @@ from weakref import WeakSet
 import numpy as np
 
 from graphc import checkpoint, training
+from graphc.calls import (
+    BoundCall,
+    Spec,
+    StepGuard,
+    by_label,
+    check_given,
+    empty_outputs,
+    native_call,
+    rebuilt,
+    require_in_place,
+)
+from graphc.codegen.call import NativeCall
 from graphc.emission import emit_program
 from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine
-from graphc.errors import FeedError, StateError, UsageError
+from graphc.errors import FeedError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
 from graphc.figures import LOSS_LABEL
+from graphc.ir.addresses import address_of
 from graphc.ir.graph import Graph, Node, Variable
-from graphc.ir.slabs import SlabView, StateLock, address_of, group_variables, place_variables
+from graphc.ir.slabs import SlabLock, SlabView, StateLock, group_variables, place_variables
 from graphc.ir.types import evaluate
+from graphc.parameters import Parameters
 from graphc.stages import STAGES, CompiledStages, PassRecord
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
@@ -30,6 +45,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 GRADIENT_PREFIX = "grad."
+KEPT_CALLS = 4
+"""Sizes at which `run` goes the native way without looking further."""
 
 _alive: WeakSet[Executable] = WeakSet()
 
@@ -38,6 +55,7 @@ class Executable:
     """A compiled network.
 
         out = exe.run(x=xb, t=tb)          one step; the structure that was given to compile
+        step = exe.bind(x=xb, t=tb)        the same step again and again, on these arrays: step()
         exe.params["fc1.weight"]           a live numpy view, assignable
         exe.dump("kernels")                any stage as text
 
@@ -66,22 +84,30 @@ class Executable:
         self.optimizer = optimizer
         self.site = site
         self._plan = plan
-        self._rates: list[LearningRate] = list(plan.lr) if plan is not None else []
         self._evaluator: Executable | None = None
         self._last_bindings: dict[str, int] | None = None
         self._native_texts: dict[str, str] = {}
-        self._lay_out()
-        self._lock = StateLock(self.slabs.values())
+        self._calls: tuple[NativeCall, ...] = ()
+        own = SlabLock()
+        self._lay_out(own)
+        self._lock = StateLock(own, self.slabs.values())
+        self._guard = StepGuard(self._lock, plan, self._memory(written=True), self._memory())
         self._engine = _make_engine(stages, backend, target)
         inputs = {**stages.optimized.inputs(), **stages.graph.inputs()}
         guards = dict.fromkeys((*guards_of(stages.graph), *guards_of(stages.optimized)))
         extents = dict.fromkeys((*symbolic_extents(stages.graph), *symbolic_extents(stages.optimized)))
-        self.feed_plan = FeedPlan(inputs, tuple(guards), tuple(extents), self._written_memory())
+        self.feed_plan = FeedPlan(inputs, tuple(guards), tuple(extents), self._guard.written)
+        self._types = {label: operand.type for label, operand in stages.optimized.outputs.items()}
+        for label in self.gradient_outputs:
+            del self._types[label]
+        loss = self._types.get(LOSS_LABEL)
+        # What a run with `out=` computes besides what the user asked for goes where nobody looks.
+        self._unseen = {} if loss is None else {LOSS_LABEL: np.empty((), loss.dtype.numpy)}
         _alive.add(self)
 
     # --------------------------------------------------------------------------------------- state
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, lock: SlabLock) -> None:
         """Places all state: one slab for the parameters, one for the gradients, one per moment."""
         reached = {**self._stages.graph.variables(), **self._stages.joint.variables()}
         own = set(self._plan.lr_variables) if self._plan is not None else set()
@@ -95,7 +121,7 @@ class Executable:
             if label.startswith(GRADIENT_PREFIX) and label not in self._stages.graph.outputs
         ]
         groups = group_variables(parameters, gradients, others)
-        views = {name: place_variables(variables, name) for name, variables in groups.items()}
+        views = {name: place_variables(variables, name, lock) for name, variables in groups.items()}
         self.slabs: dict[str, SlabView] = {name: view for name, view in views.items() if len(view)}
         """Where state lies: "parameters", "gradients", each optimizer moment by name, and other "state"."""
         self._parameters = {variable.name: variable for variable in parameters}
@@ -107,12 +133,12 @@ class Executable:
         self.params = Parameters(self._parameters)
         """Parameters by name: live numpy views, assignable."""
 
-    def _written_memory(self) -> list[tuple[int, int]]:
-        """The address ranges that a run writes to."""
-        written = set(self._stages.optimized.updates)
+    def _memory(self, written: bool = False) -> list[tuple[int, int]]:
+        """The address ranges of all state, or of what a run writes to."""
+        updated = set(self._stages.optimized.updates)
         ranges = []
         for view in self.slabs.values():
-            if view.name == "gradients" or written.intersection(view.variables):
+            if not written or view.name == "gradients" or updated.intersection(view.variables):
                 ranges += [(address_of(run), address_of(run) + run.nbytes) for run in view.runs()]
         return ranges
 
@@ -171,14 +197,13 @@ class Executable:
         for rate in given:
             if not callable(rate):
                 checked_rate(rate)
-        self._rates = given
+        self._guard.set_rates(given)
 
     @property
     def learning_rates(self) -> list[float]:
         """The learning rates at the next step, one for each parameter group."""
-        plan = self._require_plan()
-        steps = int(plan.step_variable.array)
-        return [checked_rate(rate(steps) if callable(rate) else rate) for rate in self._rates]
+        self._require_plan()
+        return self._guard.learning_rates
 
     def _require_plan(self) -> OptimizerPlan:
         if self._plan is None:
@@ -187,33 +212,102 @@ class Executable:
 
     # ------------------------------------------------------------------------------------- running
 
-    def run(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> Any:
+    def run(self, feeds: Mapping[str, Any] | None = None, /, *, out: Any = None, **named: Any) -> Any:
         """Runs one step on feeds by name, and returns the outputs in the structure given to `compile`.
 
-        Results are fresh arrays. Raises FeedError, ShapeError or IndexRangeError; then nothing has changed.
+        Results are fresh arrays, or those in `out`, given in that structure (a dict may lack some, None
+        stands for a fresh one): C-contiguous arrays of just the dtypes and shapes of the results, that share
+        no memory with feeds, state or each other. An input that is called "out" is fed in a dict.
+
+        Raises FeedError, ShapeError or IndexRangeError, and UsageError or DTypeError for `out`; then no state
+        has changed, and what `out` holds is undefined.
         """
-        return _rebuilt(self._structure, self.run_labelled(feeds, **named))
+        if feeds is None:
+            feeds = named
+        elif named or type(feeds) is not dict:
+            feeds = self._merged(feeds, named)
+        given = None if out is None else {**self._unseen, **self._by_label(feeds, out)}
+        for call in self._calls:
+            found = call.function(feeds, given)
+            if found is not None:
+                self._last_bindings = call.bindings
+                if len(found) == 1 and type(self._structure) is str:
+                    return found[0]
+                return rebuilt(self._structure, dict(zip(call.labels, found, strict=True)))
+        return rebuilt(self._structure, self._general_results(feeds, given))
 
     __call__ = run
 
     def run_labelled(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Array]:
         """As `run`, but returns all outputs in a dict by label."""
-        if feeds is None:
-            feeds = named
-        elif not isinstance(feeds, Mapping):
-            raise FeedError(f"feeds are given by name, as a dict or keywords, not as {type(feeds).__name__}")
-        elif named:
-            both = sorted(feeds.keys() & named.keys())
-            if both:
-                raise FeedError(f"input {both[0]} was fed twice")
-            feeds = {**feeds, **named}
+        feeds = self._merged(feeds, named)
+        for call in self._calls:
+            found = call.function(feeds, None)
+            if found is not None:
+                self._last_bindings = call.bindings
+                return dict(zip(call.labels, found, strict=True))
+        return self._general_results(feeds, None)
+
+    def bind(self, feeds: Mapping[str, Any] | None = None, /, *, out: Any = None, **named: Any) -> BoundCall:
+        """The step on these very arrays, as a function without arguments: see `BoundCall`.
+
+        Feeds are used in place, so that what is written into them later is what later calls read. FeedError
+        for one that would have to be copied (another dtype, not C-contiguous, part of a parameter). Results
+        are written into arrays that are made now, or those in `out`, as for `run`.
+        """
+        feeds = self._merged(feeds, named)
+        given = {} if out is None else self._by_label(feeds, out)
         arrays, bindings = self.feed_plan.prepare(feeds)
-        with self._lock:
-            if self._plan is not None:
-                for variable, rate in zip(self._plan.lr_variables, self.learning_rates, strict=True):
-                    variable.array[...] = rate
+        for name, array in arrays.items():
+            require_in_place(name, feeds[name], array, self._guard.written)
+        specs = self._specs(bindings)
+        check_given(given, specs, arrays, self._guard.state)
+        made = empty_outputs({label: spec for label, spec in specs.items() if label not in given})
+        results = {**made, **given}
+        outputs = rebuilt(self._structure, results)
+        call = self._bound_call(arrays, bindings, results, outputs)
+        return BoundCall(arrays, outputs, call, partial(self._run_in_place, arrays, bindings, results))
+
+    def _merged(self, feeds: Mapping[str, Any] | None, named: dict[str, Any]) -> Mapping[str, Any]:
+        """The feeds of a dict and of keywords in one mapping."""
+        if feeds is None:
+            return named
+        if not isinstance(feeds, Mapping):
+            raise FeedError(f"feeds are given by name, as a dict or keywords, not as {type(feeds).__name__}")
+        if not named:
+            return feeds
+        both = sorted(feeds.keys() & named.keys())
+        if both:
+            raise FeedError(f"input {both[0]} was fed twice")
+        return {**feeds, **named}
+
+    def _by_label(self, feeds: Mapping[str, Any], out: Any) -> dict[str, Array]:
+        if "out" in self.inputs and "out" not in feeds:
+            raise FeedError(
+                "input out was not fed: out= is for results; feed an input of that name in a dict"
+            )
+        return by_label(self._structure, out)
+
+    def _specs(self, bindings: Mapping[str, int]) -> dict[str, Spec]:
+        """Dtype and shape of every result but gradients."""
+        return {
+            label: (type.dtype.numpy, tuple(evaluate(extent, bindings) for extent in type.shape))
+            for label, type in self._types.items()
+        }
+
+    def _general_results(
+        self, feeds: Mapping[str, Any], given: Mapping[str, Array] | None
+    ) -> dict[str, Array]:
+        """One step by the general way. The second at one size prepares the native way for the next."""
+        arrays, bindings = self.feed_plan.prepare(feeds)
+        outputs = self.gradient_outputs
+        if given is not None:
+            check_given(given, self._specs(bindings), arrays, self._guard.state)
+            outputs = {**outputs, **given}
+        with self._guard:
             self._last_bindings = bindings
-            results = self._engine.run(arrays, bindings, self.gradient_outputs)
+            results = self._engine.run(arrays, bindings, outputs)
+            self._prepare_calls(arrays, bindings)
         for label in self.gradient_outputs:
             del results[label]
         return results
@@ -224,7 +318,43 @@ class Executable:
         rates. Inside, no other thread runs on this state."""
         with self._lock:
             self._last_bindings = bindings
-            yield self._plan, self._rates
+            yield self._plan, self._guard.rates
+
+    def _prepare_calls(self, arrays: Mapping[str, Array], bindings: dict[str, int]) -> None:
+        """Puts the native call at this size first among those that `run` tries, and drops stale ones."""
+        engine = self._engine
+        if not isinstance(engine, NativeEngine):
+            return
+        ready = engine.at(bindings)
+        if ready.runs == 2:
+            ready.call = native_call(engine, ready, self._guard, arrays, bindings, self.gradient_outputs)
+        kept = [call for call in self._calls if call is not ready.call and engine.keeps(call)]
+        self._calls = (*([ready.call] if ready.call is not None else []), *kept)[:KEPT_CALLS]
+
+    def _bound_call(
+        self, feeds: Mapping[str, Array], bindings: dict[str, int], results: Mapping[str, Array], outputs: Any
+    ) -> NativeCall | None:
+        """The native function that runs on these very arrays and returns `outputs`."""
+        engine = self._engine
+        if not isinstance(engine, NativeEngine):
+            return None
+        with self._lock:
+            ready = engine.at(bindings)
+            fixed = self.gradient_outputs
+            return native_call(engine, ready, self._guard, feeds, bindings, fixed, results, outputs)
+
+    def _run_in_place(
+        self, feeds: Mapping[str, Array], bindings: Mapping[str, int], results: Mapping[str, Array]
+    ) -> None:
+        """One step by the general way. FeedError where an array is not what it was when it was bound."""
+        arrays, found = self.feed_plan.prepare(feeds)
+        for name, array in arrays.items():
+            require_in_place(name, feeds[name], array, self._guard.written)
+        if found != bindings:
+            raise FeedError(f"a bound array changed its shape: the dims were {dict(bindings)}, now {found}")
+        check_given(results, self._specs(bindings), arrays, self._guard.state)
+        with self._guard:
+            self._engine.run(arrays, bindings, {**self.gradient_outputs, **results})
 
     def evaluate(
         self,
@@ -351,45 +481,6 @@ class Executable:
         self._refuse("pickled")
 
 
-class Parameters(MutableMapping[str, Array]):
-    """Parameters by name. Reading gives a live view; assigning writes into it, and shapes must be equal."""
-
-    def __init__(self, variables: Mapping[str, Variable]) -> None:
-        self._variables = dict(variables)
-
-    def __getitem__(self, name: str) -> Array:
-        try:
-            return self._variables[name].array
-        except KeyError:
-            raise StateError(
-                f"there is no parameter {name!r}; there are {', '.join(self) or 'none'}"
-            ) from None
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        view = self[name]
-        array = np.asarray(value)
-        if array.shape != view.shape:
-            raise StateError(f"{name} has shape {list(view.shape)}, and the value {list(array.shape)}")
-        if array.dtype == object or not np.can_cast(array.dtype, view.dtype, casting="same_kind"):
-            raise StateError(f"{name} is {view.dtype}, and {array.dtype} cannot be used as that")
-        view[...] = array
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._variables
-
-    def __delitem__(self, name: str) -> NoReturn:
-        raise UsageError("parameters belong to the network and cannot be deleted")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
-
-    def __repr__(self) -> str:
-        return f"<Parameters {', '.join(f'{n}: {v.type}' for n, v in self._variables.items())}>"
-
-
 def _make_engine(stages: CompiledStages, backend: str, target: Target | None) -> Engine:
     if backend == "numpy":
         return NumpyEngine(stages.optimized)
@@ -403,15 +494,6 @@ def _make_engine(stages: CompiledStages, backend: str, target: Target | None) ->
 def _zeros(type: Any) -> Callable[[], Array]:
     shape = tuple(evaluate(extent, {}) for extent in type.shape)
     return lambda: np.zeros(shape, dtype=type.dtype.numpy)
-
-
-def _rebuilt(structure: Any, results: Mapping[str, Array]) -> Any:
-    """The outputs in the structure that labels stand in."""
-    if isinstance(structure, str):
-        return results[structure]
-    if isinstance(structure, Mapping):
-        return {key: results[label] for key, label in structure.items()}
-    return type(structure)(results[label] for label in structure)
 
 
 def _after_fork_in_child() -> None:

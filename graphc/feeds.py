@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import FeedError, ShapeError
+from graphc.ir.addresses import address_of
 from graphc.ir.graph import Graph, Node
 from graphc.ir.interpret import bind_dims, check_guards
-from graphc.ir.slabs import address_of
 from graphc.ir.types import DType, Extent, Guard, collect_guards, dims_of, evaluate
 
 Array = np.ndarray[Any, Any]

@@ -1,18 +1,23 @@
 """Result arrays whose memory is used again once nobody holds them.
 
 The first touch of fresh pages costs more than most kernels, so a dropped result's memory goes back to its
-pool and the next result of that size gets it. A view of a result keeps the memory too.
+pool and the next result of that size gets it. A view of a result keeps the memory too. Small results come
+from numpy: the C library's heap recycles them just so, for a tenth of the price.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from graphc.ir.slabs import address_of, aligned_bytes
+from graphc.ir.addresses import address_of, aligned_bytes
 
 Array = np.ndarray[Any, Any]
+SMALL_BYTES = 4096
+"""Results up to this size are not pooled."""
 KEPT_PER_SIZE = 4
 KEPT_SIZES = 32
 
@@ -36,17 +41,25 @@ class ResultPool:
     def __init__(self) -> None:
         self._free: dict[int, list[Memory]] = {}
 
-    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, int]:
-        """An uninitialised, 64-byte-aligned, C-contiguous array, and its address."""
+    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """An uninitialised C-contiguous array; one that is not small starts on a 64-byte line."""
         nbytes = dtype.itemsize
         for extent in shape:
             nbytes *= extent
+        if nbytes <= SMALL_BYTES:
+            return np.empty(shape, dtype)
         free = self._free.get(nbytes)
         try:
             memory = free.pop() if free else _fresh(nbytes)
         except IndexError:  # another thread took the last one
             memory = _fresh(nbytes)
-        return np.asarray(_Lease(self, memory, dtype, shape)), memory.address
+        return np.asarray(_Lease(self, memory, dtype, shape))
+
+    def recipe(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Callable[..., Array], Any]:
+        """A function and its arguments that do what `take` does, by the shortest way."""
+        if dtype.itemsize * prod(shape) <= SMALL_BYTES:
+            return np.empty, (shape, dtype)
+        return self.take, (dtype, shape)
 
     def give_back(self, memory: Memory) -> None:
         """Keeps memory for the next result of its size, unless there is plenty."""

@@ -23,7 +23,7 @@ from graphc.engine import NativeEngine
 from graphc.errors import FeedError
 from graphc.feeds import convert
 from graphc.figures import figure_labels
-from graphc.ir.slabs import address_of, aligned_bytes
+from graphc.ir.addresses import address_of, aligned_bytes
 from graphc.ir.types import evaluate
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 

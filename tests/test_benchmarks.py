@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench
 import bench_report
+import call_overhead
 import race
 import workloads
 
@@ -150,3 +151,14 @@ def test_the_plot(results, tmp_path):
     pytest.importorskip("matplotlib")
     bench_report.plot(results, str(tmp_path / "bench.png"))
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_overhead_of_calls_is_measured_and_nothing_grows(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["call_overhead.py", "xand", "--rounds", "2", "--steps", "300"])
+    call_overhead.main()
+    shown = capsys.readouterr().out
+    growth = shown.partition("growth")[2]
+    for name in ("run(feeds)", "run(name=...)", "run(feeds, out=)", "bind()"):
+        held = next(line.split()[-2] for line in growth.splitlines() if line.startswith(name))
+        assert int(held.replace(",", "")) < 1000
+        assert shown.count(f"\n{name} ") == 2

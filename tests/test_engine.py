@@ -10,11 +10,11 @@ from graphc.codegen.target import TARGETS
 from graphc.codegen.threads import pool, set_num_threads
 from graphc.engine import CACHED_SIZES, NativeEngine, NumpyEngine, PythonEngine, emit_program
 from graphc.errors import IndexRangeError
+from graphc.ir.addresses import address_of
 from graphc.ir.graph import Graph, GraphBuilder
 from graphc.ir.program import build_program
-from graphc.ir.slabs import address_of
 from graphc.ir.types import dim, float32
-from graphc.results import KEPT_PER_SIZE, ResultPool
+from graphc.results import KEPT_PER_SIZE, SMALL_BYTES, ResultPool
 
 ENGINES = pytest.mark.parametrize("engine_type", [NativeEngine, PythonEngine])
 
@@ -154,24 +154,34 @@ def test_numpy_engine():
 
 def test_dropped_results_give_their_memory_back():
     results = ResultPool()
-    first, address = results.take(np.dtype("f4"), (10, 10))
-    assert address % 64 == 0 and address == address_of(first) and first.flags.c_contiguous
+    first = results.take(np.dtype("f4"), (100, 100))
+    address = address_of(first)
+    assert address % 64 == 0 and first.flags.c_contiguous
     view = first[3:, ::2]
     del first
     gc.collect()
-    second, other = results.take(np.dtype("f4"), (100,))
-    assert other != address, "a view still holds the memory"
+    second = results.take(np.dtype("f4"), (10_000,))
+    assert address_of(second) != address, "a view still holds the memory"
     del view
-    third, again = results.take(np.dtype("i4"), (4, 25))
-    assert again == address and third.dtype == np.int32
+    third = results.take(np.dtype("i4"), (40, 250))
+    assert address_of(third) == address and third.dtype == np.int32
     assert not np.shares_memory(second, third)
 
 
 def test_the_pool_keeps_little():
     results = ResultPool()
-    held = [results.take(np.dtype("f8"), (8,))[0] for _ in range(3 * KEPT_PER_SIZE)]
+    held = [results.take(np.dtype("f8"), (1000,)) for _ in range(3 * KEPT_PER_SIZE)]
     del held
-    assert len(results._free[64]) == KEPT_PER_SIZE
+    assert len(results._free[8000]) == KEPT_PER_SIZE
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (SMALL_BYTES // 4,), (SMALL_BYTES // 4 + 1,)])
+def test_a_recipe_makes_what_take_makes(shape):
+    results = ResultPool()
+    function, arguments = results.recipe(np.dtype("f4"), shape)
+    for array in (function(*arguments), results.take(np.dtype("f4"), shape)):
+        assert type(array) is np.ndarray and array.dtype == np.float32 and array.shape == shape
+        assert array.flags.c_contiguous and array.flags.writeable
 
 
 def test_results_stay_as_they_were():

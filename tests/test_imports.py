@@ -15,7 +15,7 @@ PACKAGE = ROOT / "graphc"
 
 # Imports within graphc.ir run from a later rank to an earlier one, or stay within a rank.
 RANKS = (
-    ("graphc.errors",),
+    ("graphc.errors", "graphc.ir.addresses"),
     ("graphc.ir.types",),
     ("graphc.ir.scalar",),
     ("graphc.ir.ops",),
@@ -27,6 +27,7 @@ CODEGEN_MAY_IMPORT = (
     "graphc.errors",
     "graphc.settings",
     "graphc.ir.types",
+    "graphc.ir.addresses",
     "graphc.ir.scalar",
     "graphc.ir.kernels",
     "graphc.ir.program",
@@ -35,6 +36,7 @@ CODEGEN_MAY_IMPORT = (
 UPPER = (
     "graphc.pipeline",
     "graphc.executable",
+    "graphc.calls",
     "graphc.engine",
     "graphc.emission",
     "graphc.cli",

@@ -8,11 +8,12 @@ from program_support import CHAIN, chain_feeds, chain_results, read, weights
 
 from graphc.engine import NativeEngine
 from graphc.errors import StateError
+from graphc.ir.addresses import address_of
 from graphc.ir.graph import Variable
 from graphc.ir.interpret_program import run_program
 from graphc.ir.memory import Block, format_blocks, pack
 from graphc.ir.program import build_program
-from graphc.ir.slabs import address_of, group_variables, place_variables
+from graphc.ir.slabs import group_variables, place_variables
 from graphc.ir.types import TensorType, float32, float64
 
 # a -> b -> c elementwise, each in a region of its own (the sums between them are barriers).

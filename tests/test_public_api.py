@@ -115,7 +115,7 @@ def test_every_public_function_and_class_is_documented(module):
     assert [thing.__name__ for thing in public if not documented(thing)] == []
 
 
-@pytest.mark.parametrize("name", ["Executable", "Tensor"])
+@pytest.mark.parametrize("name", ["Executable", "BoundCall", "Tensor"])
 def test_every_public_method_is_documented(name):
     methods = inspect.getmembers(
         getattr(gx, name), lambda m: inspect.isfunction(m) or isinstance(m, property)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,16 @@ class ProgramBlock:
         """(launch, code, position) of the last run's failure; (-1, 0, -1) when it had none."""
         launch, code, position = self._header[HEADER_FIELDS.index("status_kernel") :].tolist()
         return launch, code, position
+
+    def twin(self, spare: int = 0) -> ProgramBlock:
+        """A block over the same tables and operands, with feeds and a status of its own. Whoever runs one of
+        the two sees to it that the other does not run. `spare` feeds follow that nothing reads."""
+        other = copy(self)
+        other.feeds = np.zeros(len(self.feeds) + spare, dtype=np.int64)
+        other._header = self._header.copy()
+        other._header[HEADER_FIELDS.index("feeds")] = other.feeds.ctypes.data
+        other._argument = ctypes.c_void_p(other.address)
+        return other
 
     def part(self, launch: int, times: int = 1) -> ProgramBlock:
         """A block that runs one launch alone, `times` times, on the operands that this block ran on last.

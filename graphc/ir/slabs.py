@@ -11,7 +11,9 @@ of several runs.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from array import array as machine_array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,31 +21,39 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphc.errors import StateError
+from graphc.ir.addresses import address_of, aligned_bytes, round_up
 from graphc.ir.graph import Variable
 from graphc.ir.types import evaluate
 
 Array = np.ndarray[Any, Any]
-ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector."""
-
 _lock = threading.RLock()
+_lock_numbers = itertools.count()
 
 
-def aligned_bytes(nbytes: int) -> Array:
-    """A zeroed uint8 array of so many bytes that starts on a 64-byte line."""
-    raw = np.zeros(nbytes + ALIGNMENT, dtype=np.uint8)
-    shift = -address_of(raw) % ALIGNMENT
-    return raw[shift : shift + nbytes]
+class SlabLock:
+    """A reentrant lock whose holders can be seen from native code: the int64 at `address` is 0 while nobody
+    holds it. Native code that runs with the GIL needs to know no more."""
 
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holders = machine_array("q", [0])
+        self.address = self._holders.buffer_info()[0]
+        self.number = next(_lock_numbers)
 
-def address_of(array: Array) -> int:
-    """The address of an array's first element."""
-    return int(array.ctypes.data)
+    def acquire(self) -> None:
+        """Waits for the lock. Whoever has it may take it again, and releases it as often."""
+        self._lock.acquire()
+        self._holders[0] += 1  # by its holder alone
 
+    def release(self) -> None:
+        """Undoes one `acquire`."""
+        self._holders[0] -= 1
+        self._lock.release()
 
-def round_up(nbytes: int, alignment: int = ALIGNMENT) -> int:
-    """The least multiple of `alignment` that is not below `nbytes`."""
-    return -(-nbytes // alignment) * alignment
+    def renew(self) -> None:
+        """Forgets its holders."""
+        self._lock = threading.RLock()
+        self._holders[0] = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +63,7 @@ class Slab:
 
     name: str
     array: Array
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: SlabLock = field(default_factory=SlabLock)
 
 
 class Segment(NamedTuple):
@@ -121,35 +131,45 @@ class SlabView:
 
 
 class StateLock:
-    """The right to run on some slabs: one lock of the holder's own, then the slabs' in order of address, so
-    that two holders that share slabs never wait for each other."""
+    """The right to run on some slabs: one lock of the holder's own, and the slabs', all in the order in which
+    they were made, so that two holders that share slabs never wait for each other."""
 
-    def __init__(self, views: Iterable[SlabView]) -> None:
-        slabs = {id(segment.slab): segment.slab for view in views for segment in view.segments}
-        self._slabs = sorted(slabs.values(), key=lambda slab: address_of(slab.array))
-        self._own = threading.RLock()
+    def __init__(self, own: SlabLock, views: Iterable[SlabView]) -> None:
+        locks = {own, *(segment.slab.lock for view in views for segment in view.segments)}
+        self._locks = sorted(locks, key=lambda lock: lock.number)
 
-    def __enter__(self) -> None:
-        held: list[threading.RLock] = []
+    @property
+    def addresses(self) -> list[int]:
+        """Of the int64 words that are 0 while nobody holds any of it."""
+        return [lock.address for lock in self._locks]
+
+    def acquire(self) -> None:
+        """Waits for all locks; on an exception (an interrupt) it holds none."""
+        held: list[SlabLock] = []
         try:
-            for lock in (self._own, *(slab.lock for slab in self._slabs)):
+            for lock in self._locks:
                 lock.acquire()
                 held.append(lock)
-        except BaseException:  # an interrupt while waiting
+        except BaseException:
             for lock in reversed(held):
                 lock.release()
             raise
 
+    def release(self) -> None:
+        """Undoes one `acquire`."""
+        for lock in reversed(self._locks):
+            lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
     def __exit__(self, *exception: object) -> None:
-        for slab in reversed(self._slabs):
-            slab.lock.release()
-        self._own.release()
+        self.release()
 
     def renew(self) -> None:
         """In a forked child: the threads that held the locks did not come along."""
-        self._own = threading.RLock()
-        for slab in self._slabs:
-            slab.lock = threading.RLock()
+        for lock in self._locks:
+            lock.renew()
 
 
 def variable_bytes(variable: Variable) -> int:
@@ -157,11 +177,14 @@ def variable_bytes(variable: Variable) -> int:
     return evaluate(variable.type.nbytes, {})
 
 
-def place_variables(variables: Iterable[Variable], name: str = "parameters") -> SlabView:
+def place_variables(
+    variables: Iterable[Variable], name: str = "parameters", lock: SlabLock | None = None
+) -> SlabView:
     """Lays out the variables that have no storage yet, in order, in one new slab, each on a 64-byte line.
 
-    Variables placed before stay where they are. Returns the segments of all of them, in the order given;
-    a variable given twice has one segment.
+    `lock` is the new slab's (default: one of its own); slabs that one step runs on may share it. Variables
+    placed before stay where they are. Returns the segments of all of them, in the order given; a variable
+    given twice has one segment.
     """
     ordered = list(dict.fromkeys(variables))
     with _lock:
@@ -171,7 +194,7 @@ def place_variables(variables: Iterable[Variable], name: str = "parameters") -> 
         for variable, _ in fresh:
             offsets.append(size)
             size += round_up(variable_bytes(variable))
-        slab = Slab(name, aligned_bytes(size))
+        slab = Slab(name, aligned_bytes(size), lock or SlabLock())
         for (variable, value), offset in zip(fresh, offsets, strict=True):
             nbytes = variable_bytes(variable)
             shape = tuple(evaluate(extent, {}) for extent in variable.type.shape)

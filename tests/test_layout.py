@@ -1,5 +1,7 @@
 """How operands of products are laid out: copies with gaps, panels, and the kernels that read them."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,22 @@ def test_small_operands_stay_as_they_are():
     x = gx.input("x", (gx.dim("B"), 16))
     exe = gx.compile(x @ gx.param("w", (16, 32), init="ones"))
     assert "copy" not in exe.dump("optimized")
+
+
+def chunked_axes(exe):
+    """The axis of the chunked loop of every product."""
+    kernels = [text for text in exe.dump("kernels").split("\nkernel ")[1:] if " contract " in text[:40]]
+    return [axis for text in kernels for axis in re.findall(r"for (\w+)<\w+> chunked", text)]
+
+
+def test_a_product_of_few_rows_is_cut_into_panels_and_others_into_rows():
+    w = gx.input("w", (1024, 1536))
+    assert chunked_axes(gx.compile(gx.input("x", (64, 1024)) @ w)) == ["jp"]
+    assert chunked_axes(gx.compile(gx.input("x", (256, 1024)) @ w)) == ["i"]
+    assert chunked_axes(gx.compile(gx.input("x", (gx.dim("B"), 1024)) @ w)) == ["i"]
+
+
+def test_copies_of_large_operands_are_cut_into_chunks():
+    text = gx.compile(gx.input("x", (512, 512)) @ gx.input("w", (512, 512))).dump("program")
+    counts = [int(count) for count in re.findall(r"region r\d: (\d+) chunks", text)]
+    assert len(counts) == 2 and min(counts) > 1

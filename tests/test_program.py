@@ -265,8 +265,8 @@ def test_chunk_rule(extent, cost, granule):
     assert 1 <= chunking.count <= MAX_CHUNKS
     assert chunking.count * chunking.size >= extent
     assert (chunking.count - 1) * chunking.size < extent or chunking.count == 1
-    if chunking.count > 1:  # worth its while, up to rounding the sizes even
-        assert chunking.size * max(cost, 1) >= 5_000
+    if chunking.count > 1:  # worth its while, up to rounding to an even count of even sizes
+        assert chunking.size * max(cost, 1) >= 2_500
 
 
 def test_chunks_of_an_empty_axis():
@@ -281,6 +281,22 @@ def test_chunk_sizes_are_common_to_a_region_and_whole_granules():
     sizes = chunk_sizes(build_program(read(text)), {"B": 1000})
     assert sizes["k0"] == sizes["k1"] == sizes["k2"]
     assert sizes["k0"] % 12 == 0
+
+
+def test_tiles_of_rows_set_the_granule_of_a_region_and_vectors_take_what_that_leaves():
+    text = CHAIN.replace("kernel k1 rows i<B> cost 2000", "kernel k1 rows i<B> cost 2000 granule 6").replace(
+        "kernel k0 map i<B> cost 2000", "kernel k0 map i<B> cost 2000 granule 32"
+    )
+    first = text.index("chunked", text.index("kernel k1 "))
+    tiled = text[:first] + "chunked tile 6" + text[first + len("chunked") :]
+    for source, granule in ((text, 96), (tiled, 6)):
+        program = build_program(read(source))
+        assert program.regions["granule"].tolist()[0] == granule
+        assert all(granule % kernel.granule == 0 for kernel in program.kernels[:3])
+        feeds = chain_feeds(50)
+        results = run_program(program.bind({"B": 50}), feeds)
+        y, total = chain_results(feeds)
+        assert np.array_equal(results["y"], y) and np.isclose(results["s"], total, rtol=1e-5)
 
 
 def test_an_unbound_dim_is_named():

@@ -52,6 +52,11 @@ def lower(graph: Graph, clustering: Clustering, guards: Iterable[Guard] = ()) ->
     return Lowering(graph, clustering).run(tuple(guards))
 
 
+FEW_ROWS = 96
+"""Rows of a product up to which its chunks are panels of its columns."""
+MANY_PANELS = 16
+
+
 class Lowering:
     """State shared by the nests of one program: storages, and who reads what."""
 
@@ -331,7 +336,7 @@ class Lowering:
     def chunk_label(self, cluster: Cluster) -> Label | None:
         """The axis that is cut into chunks: the first long one, so that each chunk reads whole rows.
 
-        A product with few rows is cut along its columns.
+        A product with few rows is cut along its columns: into panels, where the other operand has them.
         """
         contract = cluster.contract
         if contract in self.clustering.split:
@@ -339,6 +344,11 @@ class Lowering:
         if not cluster.parallel:
             return None
         extents = {label: self.extent_of(label) for label in cluster.parallel}
+        for label, width in self.panels_of(cluster).items():
+            rows = [known_extent(extent) for other, extent in extents.items() if other != label]
+            panels = known_extent(extents[label]) // width
+            if contract is not None and len(rows) == 1 and rows[0] <= FEW_ROWS and panels >= MANY_PANELS:
+                return label
         last = extents[cluster.parallel[-1]]
         for label, extent in extents.items():
             if not isinstance(extent, int):

@@ -10,13 +10,15 @@
 
 Chunks depend on shapes alone, never on threads, so that results do not either: a chunk is about 10 us of
 work or 1/64 of the axis, whichever is more, in whole granules, and all chunks of a region are about
-equal. An axis of extent 0 still has one, empty, chunk, which initialises what a reduction leaves.
+equal, and an even number of them. The granule of a region suits its tiles of rows;
+vectors and copies of results take what that leaves. An axis of extent 0 still has one, empty, chunk, which
+initialises what a reduction leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphc.ir.kernels import Kernel, KernelProgram
+from graphc.ir.kernels import For, Kernel, KernelProgram, Stmt, walk_stmts
 from graphc.ir.memory import Block, Layout, pack, plan_blocks
 from graphc.ir.regions import checks_first, form_regions, order_for_regions
 from graphc.ir.types import DTYPES, Extent, evaluate
@@ -187,6 +189,16 @@ def build_program(source: KernelProgram) -> Program:
     source = checks_first(order_for_regions(source))
     kernels = source.kernels
     regions = form_regions(kernels)
+    granules = [_granule(kernels[r.first : r.first + r.count]) for r in regions]
+    source = replace(
+        source,
+        kernels=tuple(
+            kernel if granule % kernel.granule == 0 else replace(kernel, granule=granule)
+            for region, granule in zip(regions, granules, strict=True)
+            for kernel in kernels[region.first : region.first + region.count]
+        ),
+    )
+    kernels = source.kernels
     blocks = plan_blocks(source, kernels, regions)
     extents = _Extents()
     names = tuple(source.storages)
@@ -200,9 +212,8 @@ def build_program(source: KernelProgram) -> Program:
         cost: Extent = 0
         for kernel in members:
             cost = cost + kernel.cost
-        granule = lcm(*(kernel.granule for kernel in members))
         extent = members[0].chunk_extent
-        region_rows.append((0, region.first, region.count, extents(extent), extents(cost), granule))
+        region_rows.append((0, region.first, region.count, extents(extent), extents(cost), granules[number]))
         for position, kernel in enumerate(members, region.first):
             launch_rows.append((0, position, len(operand_rows), len(kernel.buffers), number))
             operand_rows += [(ids[buffer.storage], 0) for buffer in kernel.buffers]
@@ -230,6 +241,19 @@ def build_program(source: KernelProgram) -> Program:
     )
 
 
+def _granule(members: Sequence[Kernel]) -> int:
+    """The granule of a region: a multiple of those of kernels with tiles of rows, if it has any.
+
+    What is left of a tile of rows runs row by row; what is left of a vector is masked, which costs little.
+    """
+    in_rows = [kernel.granule for kernel in members if any(map(_is_tile_of_rows, walk_stmts(kernel.body)))]
+    return lcm(*(in_rows or (kernel.granule for kernel in members)))
+
+
+def _is_tile_of_rows(stmt: Stmt) -> bool:
+    return isinstance(stmt, For) and stmt.chunked and stmt.tile > 1 and not stmt.vector
+
+
 def _columns(names: tuple[str, ...], rows: list[Any]) -> Columns:
     return Columns(**{name: [row[n] for row in rows] for n, name in enumerate(names)})
 
@@ -244,5 +268,6 @@ def chunk_rule(extent: int, cost: int, granule: int) -> Chunking:
     least = _ceildiv(least, granule) * granule
     # As many chunks as that allows, but all of about the same size.
     wanted = max(_ceildiv(extent, least), 1)
+    wanted += wanted % 2 if 1 < wanted < MAX_CHUNKS else 0
     size = max(_ceildiv(_ceildiv(extent, wanted), granule), 1) * granule
     return Chunking(extent, size, max(_ceildiv(extent, size), 1))

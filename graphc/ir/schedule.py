@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphc.ir.collapse import collapse
-from graphc.ir.cost import body_cost
+from graphc.ir.cost import kernel_cost
 from graphc.ir.epilogues import with_row_epilogue
 from graphc.ir.kernels import (
     Affine,
@@ -78,8 +78,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         granule *= lanes if kernel.chunk_axis == axis else 1
     elif kernel.form == "contract" and _is_split(body):
         granule = SPLIT_ROWS
-    cost = body_cost(body, lanes if axis else 1, counted=not kernel.chunk_axis)
-    scheduled = replace(kernel, body=body, granule=granule, cost=cost // 1000 + 1)
+    scheduled = replace(kernel, body=body, granule=granule)
+    scheduled = replace(scheduled, cost=kernel_cost(scheduled, lanes if axis else 1) // 1000 + 1)
     return prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)
 
 

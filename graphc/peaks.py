@@ -7,7 +7,7 @@
 Everything runs through the thread pool at its present number of threads. Bytes of a triad are those that the
 program names: the line that a store fetches before it is overwritten (write-allocate) is not counted, and
 makes the measured bandwidth lower. Measured once and kept in a per-user file, an entry for each kind of
-machine and number of threads.
+machine and number of threads, until the sources of the emitter change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from graphc.codegen.launch import ProgramBlock
     from graphc.engine import NativeEngine
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 FILE_NAME = "peaks.json"
 FOOTPRINTS = tuple(1 << shift for shift in (15, 18, 20, 22, 24, 26, 28))
 """Bytes: 32 KB, 256 KB, 1, 4, 16, 64 and 256 MB."""
@@ -166,10 +166,13 @@ def _usable(directory: Path) -> bool:
 
 
 def read_peaks(path: Path) -> list[Peaks]:
-    """The entries of a file; none where it is missing, damaged (with a log line) or of another version."""
+    """The entries of a file; none where it is missing, damaged (with a log line) or of another version, or
+    was measured with other code: the rate of a function is that of the code we have for it."""
+    from graphc.codegen.cache import emitter_digest
+
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != FILE_VERSION:
+        if content["version"] != FILE_VERSION or content["code"] != emitter_digest():
             return []
         return [_parsed(entry) for entry in content["entries"]]
     except FileNotFoundError:
@@ -181,7 +184,10 @@ def read_peaks(path: Path) -> list[Peaks]:
 
 def write_peaks(path: Path, entries: Sequence[Peaks]) -> None:
     """Replaces the file atomically; a log line where that fails."""
-    content = {"version": FILE_VERSION, "entries": [_as_data(peaks) for peaks in entries]}
+    from graphc.codegen.cache import emitter_digest
+
+    entries_data = [_as_data(peaks) for peaks in entries]
+    content = {"version": FILE_VERSION, "code": emitter_digest(), "entries": entries_data}
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=FILE_NAME)

@@ -148,7 +148,8 @@ def test_peaks_are_measured_once(tmp_path, monkeypatch):
         lambda text: text.replace('"bandwidths"', '"widths"'),
         lambda text: text.replace("1048576", "0"),
         lambda text: text.replace("1048576", "99999999999"),
-        lambda text: json.dumps({"version": 1, "entries": [3]}),
+        lambda text: json.dumps({**json.loads(text), "entries": [3]}),
+        lambda text: json.dumps({"version": json.loads(text)["version"], "entries": []}),
     ],
 )
 def test_a_damaged_file_is_measured_anew(damage, tmp_path, caplog):
@@ -167,6 +168,14 @@ def test_a_missing_or_older_file_is_no_damage(tmp_path, caplog):
     path = tmp_path / "peaks.json"
     assert read_peaks(path) == []
     path.write_text(json.dumps({"version": 0, "entries": ["what it was"]}))
+    assert read_peaks(path) == []
+    assert not caplog.records
+
+
+def test_peaks_of_other_code_are_measured_anew(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "peaks.json"
+    write_peaks(path, [PEAKS])
+    monkeypatch.setattr("graphc.codegen.cache.emitter_digest", lambda: "of another emitter")
     assert read_peaks(path) == []
     assert not caplog.records
 

@@ -46,7 +46,7 @@ APART = """\
         for k<B>:
           acc1 += a[jp, k, j] * b[i, k]
         row1[j + 16*jp] = acc1
-    for je1<32> vector 2:
+    for je1<32> vector 4 apart:
       let acc1 = row1[je1]
       m[i, je1] = m[i, je1] + acc1
       v[i, je1] = v[i, je1] + acc1 * acc1
@@ -85,16 +85,24 @@ def test_a_single_tile_of_columns_stays():
     assert "temp" not in apart(one)
 
 
-def test_elementary_functions_run_over_rows_one_vector_at_a_time():
+def test_elementary_functions_run_over_rows():
     text = UPDATE.replace("p[i, j + 16*jp] - acc1", "exp(acc1)")
-    assert "for je1<32> vector 1:" in apart(text, Machine(32, 6, 2))
+    assert "for je1<32> vector 4 apart:" in apart(text, Machine(32, 6, 2))
+
+
+def test_a_value_of_each_row_keeps_the_rows_jammed():
+    text = UPDATE.replace("      for j<16>", "      let h = p[i, 0]\n      for j<16>")
+    text = text.replace("- acc1", "- h")
+    assert "    let h = p[i, 0]\n    temp row1" in apart(text)
+    assert "for je1<32> vector 2:" in apart(text)
+    assert "for je1<32> vector 1:" in apart(text.replace("acc1 * acc1", "exp(acc1)"))
 
 
 def test_what_is_stored_in_panels_keeps_its_loops():
     text = UPDATE.replace("inout p: f32[70, 32]", "out p: f32[2, 70, 16]")
     text = text.replace("p[i, j + 16*jp] = p[i, j + 16*jp] - acc1", "p[jp, i, j] = exp(acc1)")
     assert apart(text).endswith("        p[jp, i, j] = exp(acc1)\n")
-    assert "temp row1: f32[32]" in apart(text)
+    assert "    for jp<2> apart:\n      for j<16> vector 2:\n        let acc1 = row1" in apart(text)
 
 
 def test_what_a_panel_shares_keeps_the_epilogue_in_the_tile():

@@ -19,7 +19,7 @@ from graphc.codegen.memory import Memory
 from graphc.codegen.scalars import emit_combine, reduce_lanes
 from graphc.codegen.tiles import Axis, Scope, Tile
 from graphc.errors import LoweringError
-from graphc.ir.kernels import Assign, Body, Combine, For, walk_stmts
+from graphc.ir.kernels import Assign, Body, Combine, For, names_used, walk_stmts
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import divides
 
@@ -36,6 +36,8 @@ class Segment:
     # Lanes that exist: "" all; "dynamic" those below the end; or a static number within the whole step.
     valid: int | None = None
     masked: bool = False
+    # Of the rows of a tile that a loop apart runs through: the first.
+    origin: Value | None = None
 
 
 class Loops(Memory):
@@ -53,6 +55,9 @@ class Loops(Memory):
         raise NotImplementedError
 
     def loop(self, stmt: For) -> None:
+        if stmt.apart and any(axis.count > 1 for axis in self.axes.values()):
+            self.run_apart(stmt)
+            return
         carried = self.carried_through(stmt.body)
         if not stmt.vector:
             for segment in self.segments(stmt):
@@ -76,6 +81,19 @@ class Loops(Memory):
         self.deferred -= set(carried)
         for name in carried:
             self.scalars[name] = self.finished(stmt.axis, outer[name], combines[name], partials.get(name))
+
+    def run_apart(self, stmt: For) -> None:
+        """Runs a loop for each iteration of the tiled axis around it in turn, where the others are jammed."""
+        axis, *others = [axis for axis in self.axes.values() if axis.count > 1]
+        varying = {name for name, tile in self.scalars.items() if axis.name in tile.axes}
+        if others or axis.vector or varying & names_used((stmt,)):
+            raise LoweringError(f"{self.kernel_name}: {stmt.axis} cannot run apart from {axis.name}")
+        around = dict(self.axes)
+        end = self.f.binary("add", axis.base, constant(axis.count, I64))
+        turn = Segment(axis.base, end, 1, 1, axis.count, origin=axis.base)
+        once = For(axis.name, axis.extent, (stmt,))
+        self.run_segment(once, turn, self.carried_through(stmt.body))
+        self.axes = around
 
     def carried_through(self, body: Body) -> list[str]:
         """Vars declared outside a body that it changes, in the order of their declaration."""
@@ -194,6 +212,7 @@ class Loops(Memory):
         """The body of a loop for `count` items from `base` on."""
         depth = len(self.scopes)
         axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector, stmt.extent)
+        axis.origin = segment.origin
         self.scopes.append(Scope(depth, self.f.region()))
         if segment.masked:
             axis.left = self.left(segment, base)

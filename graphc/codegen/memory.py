@@ -146,7 +146,10 @@ class Memory:
         if place.axes:
             row = 0
             for name in place.axes:
-                row = row * self.axes[name].count + key[name]
+                axis = self.axes[name]
+                row = row * axis.count + key.get(name, 0)
+                if axis.origin is not None:
+                    pointer = self._row_apart(place, pointer, axis)
             displacement += row * place.row_stride
         fixed = [(name, c) for name, c in linear.terms if name not in self.scalars]
         for name, coefficient in sorted(fixed, key=lambda term: self.base_of(term[0])[1]):
@@ -162,6 +165,18 @@ class Memory:
                 index = self.as_i64(self.scalars[name], key)
                 pointer = self.f.gep(pointer, self.scaled(index, coefficient), element)
         return self.f.gep(pointer, constant(displacement, I64), element) if displacement else pointer
+
+    def _row_apart(self, place: Place, pointer: Value, axis: Axis) -> Value:
+        """Where a local array of tiled rows keeps the one that a loop apart is at."""
+        assert axis.origin is not None
+        scope = self.scopes[axis.depth]
+        key = ("row", axis.base.ref)
+        if key not in scope.memo:
+            with self.f.writing_to(scope.region):
+                scope.memo[key] = self.f.binary("sub", axis.base, axis.origin)
+        return self.hoisted_gep(
+            axis.depth, pointer, scope.memo[key], place.row_stride, memory_type(place.dtype)
+        )
 
     def as_i64(self, tile: Tile, key: dict[str, int]) -> Value:
         value = tile.at(key)

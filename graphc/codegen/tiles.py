@@ -32,6 +32,8 @@ class Axis:
     # For a vector axis in its tail: per item, which lanes exist (None: all), and how many iterations.
     masks: Sequence[Value | None] = ()
     left: Value | None = None
+    # For an axis whose tile is run through one by one (a loop `apart`): the first index of the tile.
+    origin: Value | None = None
 
     @property
     def is_tiled(self) -> bool:

@@ -8,15 +8,15 @@
             acc1 += a[jp, k, j] * b[i, k]           for k<B>:
           w[i, j + 16*jp] = ... acc1                  acc1 += a[jp, k, j] * b[i, k]
                                                     row1[j + 16*jp] = acc1
-                                                for je<784> vector 2:
+                                                for je<784> vector 4 apart:
                                                   let acc1 = row1[je]
                                                   w[i, je] = ... acc1
 
 In the tile's own epilogue (left) memory is touched one cache line of every row at a time, which no hardware
 prefetch follows; elementary functions work on as many vectors at once as the tile has accumulators, more than
-registers hold; and a sum over all columns folds its lanes once for every tile. Over whole rows (right)
-memory is read as streams, and the unrolling is the epilogue's own. The order of the tiles costs nothing:
-panels of the right operand then come from the second-level cache, ahead of their use.
+registers hold; and a sum over all columns folds its lanes once for every tile. Over whole rows (right), one
+after the other, memory is read as streams, and the unrolling is the epilogue's own. The order of the tiles
+costs nothing: panels of the right operand then come from the second-level cache, ahead of their use.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from graphc.ir.kernels import (
     Var,
     exprs_of,
     map_stmts,
+    names_used,
     walk_expr,
     walk_stmts,
 )
@@ -51,6 +52,10 @@ from graphc.ir.work import TRANSCENDENTALS
 
 STREAMED_BYTES = 24
 """Bytes moved for each element of a product from which on an epilogue's time is that of memory."""
+
+
+VECTORS = 4
+"""Vectors of an epilogue's loop: what hides the latency of its operations, and stays in registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,14 +262,14 @@ def _fresh_names(prefix: str, kernel: Kernel) -> Iterator[str]:
 def _over_columns(product: _Product, kernel: Kernel, epilogue: Body) -> For:
     """The epilogue's loop over all columns; over panels and columns, if something is stored in panels."""
     columns, panel = product.columns, product.panel
-    # Elementary functions need many registers for each vector.
-    tile = 1 if is_transcendental(epilogue) else columns.tile
-    plain = replace(columns, body=epilogue, tile=tile)
+    shared = {stmt.name for stmt in product.rows.body if isinstance(stmt, Let)}
+    apart = not shared & names_used(epilogue)
+    tile = VECTORS if apart else 1 if is_transcendental(epilogue) else columns.tile
     if panel is None:
-        return plain
+        return replace(columns, body=epilogue, tile=tile, apart=apart)
     width = columns.extent
     if any(a.coefficient(panel.axis) != a.coefficient(columns.axis) * width for a in _affines(epilogue)):
-        return replace(panel, body=(plain,))
+        return replace(panel, body=(replace(columns, body=epilogue),), apart=apart)
     axis = next(_fresh_names(f"{columns.axis}e", kernel))
     whole = {panel.axis: Affine(), columns.axis: Affine.of(axis)}
 
@@ -279,4 +284,5 @@ def _over_columns(product: _Product, kernel: Kernel, epilogue: Body) -> For:
     def stmt_rule(stmt: Stmt) -> Body | None:
         return (replace(stmt, index=along(stmt.index)),) if isinstance(stmt, Store) else None
 
-    return For(axis, product.width, map_stmts(epilogue, expr_rule, stmt_rule), tile=tile, vector=True)
+    body = map_stmts(epilogue, expr_rule, stmt_rule)
+    return For(axis, product.width, body, tile=tile, vector=True, apart=apart)

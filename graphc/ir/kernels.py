@@ -5,7 +5,7 @@ printed, parsed, interpreted in plain Python and emitted as native code.
     Kernel  = name, form, chunk axis (or none), buffers, body
     Buffer  = a kernel's typed view (in, out, inout) of a storage
 
-    Stmt = For(axis, extent, body, chunked, tile, vector)
+    Stmt = For(axis, extent, body, chunked, tile, vector, apart)
          | Let(name, expr)                    a value, fixed within one iteration
          | Var(name, dtype, init)             an accumulator or a carried value, declared before its loop
          | Combine(name, combine, expr)       name = name (sum|prod|max|min) expr: order may change
@@ -24,8 +24,9 @@ the kernel's chunk axis; every other `For` runs over its whole extent. What is c
 through memory in slots of their own (an index with `chunk`), and a later kernel combines the slots, so
 chunks may run in any order on any worker.
 
-`tile`, `vector` and `Prefetch` are the schedule, not the meaning: `tile 6` unrolls and jams six iterations,
-`vector 2` runs two SIMD vectors of iterations at a time. The interpreter ignores them. In a vectorised
+`tile`, `vector`, `apart` and `Prefetch` are the schedule, not the meaning: `tile 6` unrolls and jams six
+iterations, `vector 2` runs two SIMD vectors of iterations at a time, and a loop that is `apart` runs for each
+of the jammed iterations around it in turn. The interpreter ignores them. In a vectorised
 loop, a `Var` declared outside may only be changed by `Combine`.
 """
 
@@ -207,6 +208,7 @@ class For:
     chunked: bool = False
     tile: int = 1
     vector: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +449,27 @@ def _map_exprs_of(stmt: Stmt, rule: Callable[[Expr], Expr | None]) -> Stmt:
         condition = map_expr(stmt.condition, rule)
         return stmt if condition is stmt.condition else replace(stmt, condition=condition)
     return stmt
+
+
+def names_used(body: Body) -> set[str]:
+    """The values that a body reads or changes, and all names in its indices."""
+    names: set[str] = set()
+    for stmt in walk_stmts(body):
+        indices: list[Affine] = []
+        if isinstance(stmt, (Combine, Assign)):
+            names.add(stmt.name)
+        elif isinstance(stmt, (Store, Prefetch)):
+            indices += stmt.index
+        for expr in exprs_of(stmt):
+            for part in walk_expr(expr):
+                if isinstance(part, Ref):
+                    names.add(part.name)
+                elif isinstance(part, Load):
+                    indices += part.index
+                elif isinstance(part, IndexValue):
+                    indices.append(part.affine)
+        names.update(name for affine in indices for name in affine.names)
+    return names
 
 
 def loads_of(body: Body) -> Iterator[Load]:

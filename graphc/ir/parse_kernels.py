@@ -340,10 +340,11 @@ def _for(cursor: Cursor, lines: _Lines, scope: _Scope) -> For:
     if cursor.at("tile", "vector"):
         vector = cursor.take().text == "vector"
         tile = cursor.natural()
+    apart = cursor.accept("apart")
     cursor.expect(":")
     cursor.end()
     body = _body(lines, cursor.indent, scope.with_axis(axis))
-    return For(axis, extent, body, chunked, tile, vector)
+    return For(axis, extent, body, chunked, tile, vector, apart)
 
 
 def _angled(cursor: Cursor) -> Extent:

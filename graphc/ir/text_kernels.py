@@ -109,7 +109,8 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
     if isinstance(stmt, For):
         chunked = " chunked" if stmt.chunked else ""
         schedule = f" vector {stmt.tile}" if stmt.vector else f" tile {stmt.tile}" if stmt.tile != 1 else ""
-        return f"for {stmt.axis}<{stmt.extent}>{chunked}{schedule}:"
+        apart = " apart" if stmt.apart else ""
+        return f"for {stmt.axis}<{stmt.extent}>{chunked}{schedule}{apart}:"
     if isinstance(stmt, Let):
         return f"let {stmt.name} = {format_expr(stmt.expr, scalars)}"
     if isinstance(stmt, Var):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Node
@@ -90,27 +90,45 @@ def conjunction(conditions: list[Expr]) -> Expr:
     return result
 
 
-def name_shared(expr: Expr, fresh: Callable[[], str], where: list[Stmt]) -> Expr:
-    """Names every part of an expression that occurs in it more than once (by identity)."""
+def name_shared(expr: Expr, fresh: Callable[[], str], where: list[Stmt], settled: dict[int, Expr]) -> Expr:
+    """Names every part of an expression that occurs in it more than once (by identity).
+
+    `settled` are the results so far, by their ids: within them nothing is repeated.
+    """
+    if id(expr) in settled:
+        return expr
     counts: dict[int, int] = {}
-    for part in distinct(expr):
+    for part in _distinct(expr, settled):
         for child in children(part):
             counts[id(child)] = counts.get(id(child), 0) + 1
-    if all(count < 2 for count in counts.values()):
-        return expr
+    if any(count > 1 for count in counts.values()):
+        expr = _with_names(expr, counts, fresh, where, settled)
+    settled[id(expr)] = expr
+    return expr
+
+
+def _with_names(
+    expr: Expr,
+    counts: Mapping[int, int],
+    fresh: Callable[[], str],
+    where: list[Stmt],
+    settled: Container[int],
+) -> Expr:
+    """The expression with a name in place of every part, not within settled ones, that is counted twice."""
     done: dict[int, Expr] = {}
 
     def rebuild(part: Expr) -> Expr:
         if id(part) in done:
             return done[id(part)]
-        mapping = {id(child): rebuild(child) for child in children(part)}
         replaced = part
-        if isinstance(part, Prim):
-            replaced = Prim(part.name, tuple(mapping[id(o)] for o in part.operands), part.dtype)
-        elif isinstance(part, Cast):
-            replaced = Cast(mapping[id(part.operand)], part.dtype)
-        elif isinstance(part, Load) and part.guard is not None:
-            replaced = Load(part.source, part.index, part.dtype, mapping[id(part.guard)], part.fill)
+        if id(part) not in settled:
+            mapping = {id(child): rebuild(child) for child in children(part)}
+            if isinstance(part, Prim):
+                replaced = Prim(part.name, tuple(mapping[id(o)] for o in part.operands), part.dtype)
+            elif isinstance(part, Cast):
+                replaced = Cast(mapping[id(part.operand)], part.dtype)
+            elif isinstance(part, Load) and part.guard is not None:
+                replaced = Load(part.source, part.index, part.dtype, mapping[id(part.guard)], part.fill)
         if counts.get(id(part), 0) > 1 and isinstance(replaced, (Prim, Cast, Load, IndexValue)):
             name = fresh()
             where.append(Let(name, replaced))
@@ -121,12 +139,13 @@ def name_shared(expr: Expr, fresh: Callable[[], str], where: list[Stmt]) -> Expr
     return rebuild(expr)
 
 
-def distinct(expr: Expr) -> Iterator[Expr]:
+def _distinct(expr: Expr, settled: Container[int]) -> Iterator[Expr]:
+    """The parts of an expression, each once, without those of settled parts."""
     seen: set[int] = set()
     stack = [expr]
     while stack:
         part = stack.pop()
-        if id(part) not in seen:
+        if id(part) not in seen and id(part) not in settled:
             seen.add(id(part))
             yield part
             stack.extend(children(part))

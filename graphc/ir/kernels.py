@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from operator import is_not
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class Affine:
     def __add__(self, other: Affine | Extent) -> Affine:
         if not isinstance(other, Affine):
             return Affine(self.terms, self.offset + other)
+        if not self.terms or not other.terms:
+            return Affine(self.terms or other.terms, self.offset + other.offset)
         merged = dict(self.terms)
         for name, coefficient in other.terms:
             merged[name] = merged.get(name, 0) + coefficient
@@ -70,12 +73,12 @@ class Affine:
         return Affine(kept, self.offset + other.offset)
 
     def scale(self, factor: Extent) -> Affine:
-        if factor == 0:
-            return Affine()
+        if isinstance(factor, int) and factor in (0, 1):
+            return self if factor else Affine()
         return Affine(tuple((n, c * factor) for n, c in self.terms), self.offset * factor)
 
     def coefficient(self, name: str) -> Extent:
-        return dict(self.terms).get(name, 0)
+        return next((coefficient for known, coefficient in self.terms if known == name), 0)
 
     @property
     def names(self) -> frozenset[str]:
@@ -295,7 +298,9 @@ class Buffer:
         return contiguous_strides(self.type.shape)
 
 
+@lru_cache(maxsize=4096)
 def contiguous_strides(shape: Shape) -> tuple[Extent, ...]:
+    """The strides of a C-contiguous array, in elements."""
     result: list[Extent] = []
     stride: Extent = 1
     for extent in reversed(shape):

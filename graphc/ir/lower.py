@@ -68,6 +68,8 @@ class Lowering:
         self.kernels: list[Kernel] = []
         self._cluster_of = {n: c for c in clustering.clusters for n in c.nodes}
         self._external: dict[Node, set[Cluster]] = {}
+        self._out_labels: dict[Node, Labels] = {}
+        self._reduced_labels: dict[Node, tuple[Label, ...]] = {}
         self._names: dict[Node, list[str]] = {}
         self._partials: dict[Node, tuple[str, TensorType]] = {}  # slots, one per chunk
         self._row_storages: dict[str, TensorType] = {}
@@ -89,10 +91,15 @@ class Lowering:
         return tuple(None if label is None else mapping.get(label, label) for label in labels)
 
     def out_labels(self, node: Node) -> Labels:
-        return self._find(self.reader.out_labels[node])
+        if node not in self._out_labels:
+            self._out_labels[node] = self._find(self.reader.out_labels[node])
+        return self._out_labels[node]
 
     def reduced_labels(self, node: Node) -> tuple[Label, ...]:
-        return tuple(x for x in self._find(self.reader.reduced_labels[node]) if x is not None)
+        if node not in self._reduced_labels:
+            found = self._find(self.reader.reduced_labels[node])
+            self._reduced_labels[node] = tuple(x for x in found if x is not None)
+        return self._reduced_labels[node]
 
     def operand_labels(self, node: Node, position: int) -> Labels | None:
         labels = self.reader.operand_labels(node, position)

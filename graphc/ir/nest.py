@@ -119,6 +119,7 @@ class Nest:
         self.sweep: list[Stmt] | None = None
         self.row_memo: dict[object, Expr] = {}
         self.sweep_memo: dict[object, Expr] = {}
+        self.settled: dict[int, Expr] = {}  # expressions in which nothing is repeated, by their ids
         self.is_guarded = False
         self.counter = 0
         self.current_level = 0
@@ -487,7 +488,7 @@ class Nest:
 
     def shared(self, expr: Expr, where: list[Stmt]) -> Expr:
         """Names every part of an expression that occurs in it more than once (by identity)."""
-        return name_shared(expr, lambda: self.fresh("v"), where)
+        return name_shared(expr, lambda: self.fresh("v"), where, self.settled)
 
     def hoisted(self, key: object, value: Expr, index: Index) -> Expr:
         """A value named at the depth where its index is known, if that is further out than here."""

@@ -8,6 +8,7 @@ epilogue of a product then gets loops of its own (`graphc.ir.epilogues`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from graphc.ir.collapse import collapse
@@ -30,8 +31,8 @@ from graphc.ir.kernels import (
     Store,
     Temp,
     Var,
-    contiguous_strides,
     exprs_of,
+    loads_of,
     map_stmts,
     walk_expr,
     walk_stmts,
@@ -108,13 +109,35 @@ def _vector_axis(kernel: Kernel) -> str:
     if kernel.form == "check":
         return ""
     scores: dict[str, float] = {}
-    _score(kernel, kernel.body, {}, 1.0, scores)
+    _score(kernel, FlatIndices(kernel), kernel.body, {}, 1.0, scores)
     allowed = {a: s for a, s in scores.items() if s > 0 and _may_vectorise(kernel, kernel.body, a)}
     return max(allowed, key=lambda a: allowed[a]) if allowed else ""
 
 
+class FlatIndices:
+    """Where the accesses of a kernel lie in their buffers, in elements."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._strides = {buffer.name: buffer.strides for buffer in kernel.buffers}
+
+    def of(self, name: str, index: Index) -> Affine | None:
+        """The distance from the start of a buffer; None for a local array."""
+        strides = self._strides.get(name)
+        if strides is None:
+            return None
+        flat = Affine()
+        for affine, stride in zip(index, strides, strict=True):
+            flat = flat + affine.scale(stride)
+        return flat
+
+
 def _score(
-    kernel: Kernel, body: Body, open_axes: dict[str, Extent], weight: float, scores: dict[str, float]
+    kernel: Kernel,
+    flats: FlatIndices,
+    body: Body,
+    open_axes: Mapping[str, Extent],
+    weight: float,
+    scores: dict[str, float],
 ) -> None:
     for stmt in body:
         if isinstance(stmt, For):
@@ -122,28 +145,27 @@ def _score(
             trips = float(stmt.extent) if isinstance(stmt.extent, int) else 256.0
             if trips < 2:
                 scores[stmt.axis] -= 1.0
-            _score(kernel, stmt.body, {**open_axes, stmt.axis: stmt.extent}, weight * max(trips, 1.0), scores)
+            inner = {**open_axes, stmt.axis: stmt.extent}
+            _score(kernel, flats, stmt.body, inner, weight * max(trips, 1.0), scores)
             continue
         if isinstance(stmt, Store):
+            flat = flats.of(stmt.target, stmt.index)
             for axis in open_axes:
-                scores[axis] += 2 * weight * _contiguity(kernel, stmt.target, stmt.index, axis, False)
+                scores[axis] += 2 * weight * _contiguity(kernel, flat, stmt.index, axis, False)
         for expr in exprs_of(stmt):
             for part in walk_expr(expr):
                 if isinstance(part, Load):
+                    flat = flats.of(part.source, part.index)
                     for axis in open_axes:
-                        scores[axis] += weight * _contiguity(kernel, part.source, part.index, axis, True)
+                        scores[axis] += weight * _contiguity(kernel, flat, part.index, axis, True)
 
 
-def _contiguity(kernel: Kernel, name: str, index: Index, axis: str, is_load: bool) -> float:
+def _contiguity(kernel: Kernel, flat: Affine | None, index: Index, axis: str, is_load: bool) -> float:
     """1 for lanes that lie next to each other, -4 for lanes that need a gather, 0 for one element.
 
     A strided load is nearly as good if squares of it can be turned in registers."""
-    buffer = next((b for b in kernel.buffers if b.name == name), None)
-    if buffer is None:
+    if flat is None:
         return 1.0 if index and index[-1].coefficient(axis) == 1 else 0.0
-    flat = Affine()
-    for affine, stride in zip(index, contiguous_strides(buffer.type.shape), strict=True):
-        flat = flat + affine.scale(stride)
     coefficient = flat.coefficient(axis)
     if coefficient == 0:
         return 0.0
@@ -169,19 +191,13 @@ def _chain(body: Body) -> list[str]:
 
 def _turning_axis(kernel: Kernel, axis: str) -> str:
     """The row axis to unroll so that strided loads along the vector axis become squares."""
-    for stmt in walk_stmts(kernel.body):
-        for expr in exprs_of(stmt):
-            for part in walk_expr(expr):
-                if not isinstance(part, Load) or part.guard is not None:
-                    continue
-                buffer = next((b for b in kernel.buffers if b.name == part.source), None)
-                if buffer is None:
-                    continue
-                flat = Affine()
-                for affine, stride in zip(part.index, contiguous_strides(buffer.type.shape), strict=True):
-                    flat = flat + affine.scale(stride)
-                if flat.coefficient(axis) not in (0, 1) and (partner := _turns(kernel, flat, axis)):
-                    return partner
+    flats = FlatIndices(kernel)
+    for load in loads_of(kernel.body):
+        flat = flats.of(load.source, load.index) if load.guard is None else None
+        if flat is None or flat.coefficient(axis) in (0, 1):
+            continue
+        if partner := _turns(kernel, flat, axis):
+            return partner
     return ""
 
 

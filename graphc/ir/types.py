@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -165,6 +166,10 @@ class SymbolicExtent:
         return _combine(0, self, -1)
 
     def __mul__(self, other: Extent) -> Extent:
+        if isinstance(other, int):
+            if other in (0, 1):
+                return self if other else 0
+            return SymbolicExtent(tuple([(monomial, other * c) for monomial, c in self.terms]))
         result: dict[Monomial, int] = {}
         for left, a in self.terms:
             for right, b in _terms(other):
@@ -217,12 +222,16 @@ def _canonical(terms: dict[Monomial, int]) -> Extent:
         return 0
     if set(kept) == {()}:
         return kept[()]
+    if len(kept) == 1:
+        return SymbolicExtent(tuple(kept.items()))
     # Highest degree first, the constant last: the order a person writes.
     order = sorted(kept, key=lambda m: (-len(m), [atom.sort_key for atom in m]))
     return SymbolicExtent(tuple((m, kept[m]) for m in order))
 
 
 def _combine(left: Extent, right: Extent, sign: int) -> Extent:
+    if isinstance(right, int) and right == 0:
+        return left
     result = dict(_terms(left))
     for monomial, coefficient in _terms(right):
         result[monomial] = result.get(monomial, 0) + sign * coefficient
@@ -400,6 +409,14 @@ def parse_extent(text: str) -> Extent:
     return result
 
 
+@lru_cache(maxsize=4096)
+def _product(extents: Shape) -> Extent:
+    total: Extent = 1
+    for extent in extents:
+        total = total * extent
+    return total
+
+
 # ------------------------------------------------------------------------------------------ tensor type
 
 
@@ -416,10 +433,7 @@ class TensorType:
 
     @property
     def size(self) -> Extent:
-        total: Extent = 1
-        for e in self.shape:
-            total = total * e
-        return total
+        return _product(self.shape)
 
     @property
     def nbytes(self) -> Extent:

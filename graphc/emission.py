@@ -47,7 +47,7 @@ def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel,
     module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
     codes = [code_text(kernel) for kernel in program.kernels]
     different = dict(zip(codes, program.kernels, strict=True))
-    forms = shared_forms(list(different.values()), list(different), code_text)
+    forms = shared_forms(list(different.values()), list(different), code_text, target.vector_bits)
     functions: dict[int, EmittedKernel] = {}
     known: dict[str, EmittedKernel] = {}
     for code, (form, bindings) in zip(different, forms, strict=True):

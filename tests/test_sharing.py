@@ -9,14 +9,14 @@ import graphc as gx
 from graphc.codegen.sharing import shared_forms
 from graphc.codegen.target import target_by_name
 from graphc.emission import code_text, emit_program
-from graphc.ir.kernels import For
+from graphc.ir.kernels import For, Temp, walk_stmts
 from graphc.ir.parse_kernels import parse_kernels
 from graphc.ir.types import dims_of, divides, evaluate, substitute
 
 
 def forms_of(text):
     kernels = parse_kernels(text).kernels
-    return kernels, shared_forms(kernels, [code_text(k) for k in kernels], code_text)
+    return kernels, shared_forms(kernels, [code_text(k) for k in kernels], code_text, 256)
 
 
 def copies(first, second, extra=""):
@@ -54,11 +54,31 @@ def test_what_divides_all_extents_stays_visible():
         assert shapes == [buffer.type.shape for buffer in kernel.buffers]
 
 
-def test_short_and_unrolled_extents_stay_literals():
+def test_short_extents_and_those_that_vectors_do_not_divide_stay_literals():
     kernels, forms = forms_of(copies((5, 784), (7, 784)))
     assert [form for form, _ in forms] == list(kernels)
-    kernels, forms = forms_of(copies((40, 784), (48, 784), " vector 1"))
+    kernels, forms = forms_of(copies((42, 784), (48, 784), " vector 1"))
     assert [form for form, _ in forms] == list(kernels)
+    _, ((form, _), (other, _)) = forms_of(copies((40, 784), (48, 784), " vector 1"))
+    assert form is other
+
+
+def test_a_local_array_has_room_for_the_longest_row():
+    text = copies((40, 784), (48, 512)).splitlines()
+    for number, rows in ((0, 40), (1, 48)):
+        at = next(
+            k for k, line in enumerate(text) if line == f"    for j<{rows}>:" and f"b{number}" in text[k + 1]
+        )
+        text[at : at + 2] = [
+            f"    temp row: f32[{rows}]",
+            f"    for j<{rows}> vector 1:",
+            f"      row[j] = a{number}[j, i]",
+            f"    for j<{rows}> vector 1:",
+            f"      b{number}[i, j] = row[j]",
+        ]
+    _, ((form, _), (other, _)) = forms_of("\n".join(text) + "\n")
+    assert form is other
+    assert [s.shape for s in walk_stmts(form.body) if isinstance(s, Temp)] == [(48,)]
 
 
 def test_a_dim_of_the_user_is_not_taken_for_a_shared_one():

@@ -140,7 +140,7 @@ class Loops(Memory):
         if isinstance(stmt.extent, int) and not stmt.chunked:
             return self._static_segments(stmt.extent, step, lanes, stmt)
         # Chunks begin at multiples of the granule, and end at one or at the extent.
-        whole = stmt.chunked and self.granule % step == 0 and divides(step, stmt.extent)
+        whole = divides(step, stmt.extent) and (not stmt.chunked or self.granule % step == 0)
         begin, end = (self.f.parameters[1], self.f.parameters[2]) if stmt.chunked else (
             constant(0, I64), self.extent(stmt.extent),
         )  # fmt: skip

@@ -3,8 +3,8 @@
 The layers of a network have the same kernels over other widths. `shared_forms` finds them: shapes and
 loop extents that are not the same in all of them become dims, so `f32[512, 784]` and `f32[512, 512]` are
 both `f32[512, 16*shared.0]`. What divides all of them stays in sight of the emitter. What code is cut by
-stays a literal: extents below `LEAST`, those of unrolled loops and of local arrays, and the strides that a
-register tile takes within an inner loop, where they are displacements of one address.
+stays a literal: extents below `LEAST`, those of vectors and tiles that do not divide them, and the strides
+that a register tile takes within an inner loop, where they are displacements of one address.
 """
 
 from __future__ import annotations
@@ -13,19 +13,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 
-from graphc.ir.kernels import Body, Buffer, For, Index, Kernel, Load, exprs_of, walk_expr
-from graphc.ir.types import Extent, TensorType, dim
+from graphc.codegen.kernels import lanes_for
+from graphc.ir.kernels import (
+    Body,
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Load,
+    Stmt,
+    Temp,
+    exprs_of,
+    walk_expr,
+)
+from graphc.ir.types import Extent, TensorType, dim, divides
 
 LEAST = 16
 """Smaller extents stay literals: windows, heads and short rows are straight-line code."""
 
-Change = Callable[[Extent], Extent]
+Change = Callable[[Extent, bool], Extent]
+"""What replaces an extent; True for one that only says how much room a local array has."""
 Form = tuple[Kernel, dict[str, Extent]]
 """What kernels share, and what its dims stand for in one of them."""
 
 
 def shared_forms(
-    kernels: Sequence[Kernel], texts: Sequence[str], text_of: Callable[[Kernel], str]
+    kernels: Sequence[Kernel], texts: Sequence[str], text_of: Callable[[Kernel], str], vector_bits: int
 ) -> list[Form]:
     """For each kernel the form that it shares with others; one like no other is its own, without dims.
 
@@ -35,79 +48,86 @@ def shared_forms(
     while any(f"{prefix}." in text for text in texts):  # a dim of that name
         prefix += "_"
     groups: dict[str, list[int]] = {}
-    values: list[list[Extent]] = []
+    values: list[list[tuple[Extent, bool]]] = []
     for number, kernel in enumerate(kernels):
-        found: list[Extent] = []
-        groups.setdefault(text_of(_changed(kernel, _blanking(found, prefix))), []).append(number)
+        found: list[tuple[Extent, bool]] = []
+        blank = _changed(kernel, vector_bits, _blanking(found, prefix))
+        groups.setdefault(text_of(blank), []).append(number)
         values.append(found)
     forms: list[Form] = [(kernel, {}) for kernel in kernels]
     for members in groups.values():
-        columns = list(zip(*(values[member] for member in members), strict=True))
-        named: dict[tuple[Extent, ...], str] = {}
-        extents = iter([_symbol(column, named, prefix) for column in columns])
-        if named:
-            form = _changed(kernels[members[0]], _taking(extents))
+        if len(members) > 1:
+            named: dict[tuple[Extent, ...], str] = {}
+            columns = [
+                (tuple(extent for extent, _ in column), column[0][1])
+                for column in zip(*(values[member] for member in members), strict=True)
+            ]
+            extents = iter([_symbol(column, is_room, named, prefix) for column, is_room in columns])
+            form = _changed(kernels[members[0]], vector_bits, _taking(extents))
             for position, member in enumerate(members):
-                forms[member] = form, {name: column[position] for column, name in named.items()}
+                bindings = {name: column[position] for column, name in named.items()}
+                forms[member] = form, bindings
     return forms
 
 
-def _blanking(found: list[Extent], prefix: str) -> Change:
-    """Notes every extent, and leaves only whether it is a number."""
+def _blanking(found: list[tuple[Extent, bool]], prefix: str) -> Change:
+    """Notes every extent, and leaves only of what kind it is."""
 
-    def change(extent: Extent) -> Extent:
-        found.append(extent)
+    def change(extent: Extent, is_room: bool) -> Extent:
+        found.append((extent, is_room))
         return dim(f"{prefix}.number" if isinstance(extent, int) else f"{prefix}.expression")
 
     return change
 
 
 def _taking(extents: Iterator[Extent]) -> Change:
-    return lambda extent: next(extents)
+    return lambda extent, is_room: next(extents)
 
 
-def _symbol(column: tuple[Extent, ...], named: dict[tuple[Extent, ...], str], prefix: str) -> Extent:
+def _symbol(
+    column: tuple[Extent, ...], is_room: bool, named: dict[tuple[Extent, ...], str], prefix: str
+) -> Extent:
     """What stands for one extent of all kernels of a group: the extent itself if it is the same in all, else
-    a multiple of a dim, which multiples of the same numbers share."""
+    a multiple of a dim, which multiples of the same numbers share. Room is what the largest needs."""
     if all(value == column[0] for value in column):
         return column[0]
     numbers = [value for value in column if isinstance(value, int)]
+    if is_room:
+        return max(numbers)
     factor = gcd(*numbers) if len(numbers) == len(column) else 1
     key = tuple(number // factor for number in numbers) if factor > 1 else column
     return factor * dim(named.setdefault(key, f"{prefix}.{len(named)}"))
 
 
-def _changed(kernel: Kernel, change: Change) -> Kernel:
+def _changed(kernel: Kernel, vector_bits: int, change: Change) -> Kernel:
     """The kernel with each extent that code need not know replaced, in a fixed order."""
     kept = _kept_strides(kernel)
+    lanes = lanes_for(kernel, vector_bits)
 
-    def at(extent: Extent) -> Extent:
-        return extent if isinstance(extent, int) and extent < LEAST else change(extent)
+    def at(extent: Extent, is_room: bool = False) -> Extent:
+        return extent if isinstance(extent, int) and extent < LEAST else change(extent, is_room)
 
     def type_of(buffer: Buffer) -> TensorType:
         known = kept.get(buffer.name, len(buffer.type.shape))
         shape = [extent if d >= known else at(extent) for d, extent in enumerate(buffer.type.shape)]
         return TensorType(buffer.type.dtype, tuple(shape))
 
-    def loops(body: Body) -> Body:
-        return tuple(
-            replace(s, extent=at(s.extent) if _runs_to_any_end(s) else s.extent, body=loops(s.body))
-            if isinstance(s, For)
-            else s
-            for s in body
-        )
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, Temp):
+            return replace(s, shape=tuple(at(extent, True) for extent in s.shape))
+        if not isinstance(s, For):
+            return s
+        # A chunk ends anywhere; any other loop must be cut alike, without a tail.
+        step = s.tile * (lanes if s.vector else 1)
+        extent = at(s.extent) if s.chunked or divides(step, s.extent) else s.extent
+        return replace(s, extent=extent, body=tuple(map(stmt, s.body)))
 
     return replace(
         kernel,
         buffers=tuple(replace(buffer, type=type_of(buffer)) for buffer in kernel.buffers),
         chunk_extent=at(kernel.chunk_extent),
-        body=loops(kernel.body),
+        body=tuple(map(stmt, kernel.body)),
     )
-
-
-def _runs_to_any_end(loop: For) -> bool:
-    """Whether a loop is emitted alike for every extent."""
-    return loop.chunked or (loop.tile == 1 and not loop.vector)
 
 
 def _kept_strides(kernel: Kernel) -> dict[str, int]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphc.ir.types import DType
 
 _ELEMENT = {"float32": "float", "float64": "double", "int32": "i32", "int64": "i64", "uint8": "i8"}
 
 
-@dataclass(frozen=True, slots=True)
-class LLType:
+class LLType(NamedTuple):
     """An LLVM first-class type: an element name (float, double, i1, i8, i32, i64, ptr) and lanes."""
 
     element: str
@@ -67,8 +65,7 @@ def memory_type(dtype: DType, lanes: int = 1) -> LLType:
     return LLType("i8" if dtype.is_bool else _ELEMENT[dtype.name], lanes)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """An SSA name (`%12`) or a literal, with its type."""
 
     type: LLType

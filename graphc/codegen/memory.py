@@ -74,6 +74,7 @@ class Memory:
         self.extent_slots: dict[Extent, int] = {}
         self.first_extent_slot = 0
         self._spare: Value | None = None
+        self._addresses: dict[object, Value] = {}
 
     # -------------------------------------------------------------------------------- extents, axes
 
@@ -136,6 +137,17 @@ class Memory:
 
     def address(self, place: Place, linear: Linear, key: dict[str, int]) -> Value:
         """The address of an access for one combination of unrolled iterations (first lane)."""
+        if any(name in self.scalars for name, _ in linear.terms):
+            return self._address(place, linear, key)
+        # What is read and then overwritten is addressed once in a block.
+        where = [(name, self.base_of(name)[0].ref, key.get(name)) for name, _ in linear.terms]
+        rows = [key[name] for name in place.axes]
+        access = (self.f.current_block, place.pointer.ref, linear, *where, *rows)
+        if access not in self._addresses:
+            self._addresses[access] = self._address(place, linear, key)
+        return self._addresses[access]
+
+    def _address(self, place: Place, linear: Linear, key: dict[str, int]) -> Value:
         element = memory_type(place.dtype)
         pointer = place.pointer
         displacement = 0
@@ -151,9 +163,8 @@ class Memory:
                 if axis.origin is not None:
                     pointer = self._row_apart(place, pointer, axis)
             displacement += row * place.row_stride
-        fixed = [(name, c) for name, c in linear.terms if name not in self.scalars]
-        for name, coefficient in sorted(fixed, key=lambda term: self.base_of(term[0])[1]):
-            base, depth = self.base_of(name)
+        fixed = [(*self.base_of(name), name, c) for name, c in linear.terms if name not in self.scalars]
+        for base, depth, name, coefficient in sorted(fixed, key=lambda term: term[1]):
             pointer = self.hoisted_gep(depth, pointer, base, coefficient, element)
             step = key.get(name, 0) * (self.axes[name].lanes if name in self.axes else 1)
             if isinstance(coefficient, int):

@@ -59,7 +59,7 @@ class Tile:
 
     def at(self, key: dict[str, int]) -> Value:
         """The value for these iterations (axes the tile does not vary over are ignored)."""
-        return self.items[tuple(key[axis] for axis in self.axes)]
+        return self.items[tuple([key[axis] for axis in self.axes])]
 
 
 def keys(axes: Sequence[Axis]) -> Iterator[dict[str, int]]:
@@ -71,8 +71,6 @@ def keys(axes: Sequence[Axis]) -> Iterator[dict[str, int]]:
 
 def build(dtype: DType, axes: Sequence[Axis], make: Callable[[dict[str, int]], Value]) -> Tile:
     """A tile over axes, each item made by a function of its iterations."""
-    return Tile(
-        dtype,
-        tuple(axis.name for axis in axes),
-        {tuple(key[axis.name] for axis in axes): make(key) for key in keys(axes)},
-    )
+    names = tuple([axis.name for axis in axes])
+    numbers = product(*[range(axis.count) for axis in axes])
+    return Tile(dtype, names, {key: make(dict(zip(names, key, strict=True))) for key in numbers})

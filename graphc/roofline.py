@@ -191,45 +191,29 @@ def roofline(
 
 def _launch_seconds(block: ProgramBlock, count: int) -> list[float]:
     """The least time of every launch, the launches run one by one in order, over and over."""
-    parts = [block.part(launch) for launch in range(count)]
-    least = [math.inf] * count
-    clock = time.perf_counter_ns
-    deadline = clock() + int(MEASURE_SECONDS * 1e9)
-    rounds = 0
-    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and clock() < deadline):
-        for launch, part in enumerate(parts):
-            start = clock()
-            part.run()
-            least[launch] = min(least[launch], clock() - start)
-        rounds += 1
-    overhead = _call_overhead(block)
-    return [max(nanoseconds - overhead, 1.0) * 1e-9 for nanoseconds in least]
-
-
-def _call_overhead(block: ProgramBlock) -> float:
-    """Nanoseconds of a timed native call that launches nothing."""
-    empty = block.part(0, 0)
-    clock = time.perf_counter_ns
-    least = math.inf
-    for _ in range(200):
-        start = clock()
-        empty.run()
-        least = min(least, clock() - start)
-    return least
+    return _least_seconds(block, [block.part(launch) for launch in range(count)], MEASURE_SECONDS)
 
 
 def _best(block: ProgramBlock, budget: float) -> float:
     """The least seconds of the whole step, without the call itself."""
+    return _least_seconds(block, [block], budget)[0]
+
+
+def _least_seconds(block: ProgramBlock, parts: list[ProgramBlock], budget: float) -> list[float]:
+    """The least time of each part in rounds over all of them, less that of a call that launches nothing,
+    which is timed in the same rounds."""
+    timed = [*parts, block.part(0, 0)]
+    least = [math.inf] * len(timed)
     clock = time.perf_counter_ns
-    overhead = _call_overhead(block)
     deadline = clock() + int(budget * 1e9)
-    least, rounds = math.inf, 0
+    rounds = 0
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and clock() < deadline):
-        start = clock()
-        block.run()
-        least = min(least, clock() - start)
+        for number, part in enumerate(timed):
+            start = clock()
+            part.run()
+            least[number] = min(least[number], clock() - start)
         rounds += 1
-    return max(least - overhead, 1.0) * 1e-9
+    return [max(nanoseconds - least[-1], 1.0) * 1e-9 for nanoseconds in least[:-1]]
 
 
 def _step_work(executable: Executable, kernels: list[KernelRoofline], bindings: Mapping[str, int]) -> Work:

@@ -243,3 +243,22 @@ def test_narrower_levels(level, name):
     program = compiled(in_company(case), target=target_by_name(level))
     for batch in batches(case)[1:] or batches(case):
         assert compare(program, feeds_for(program, case, batch), COARSE, python=False) == []
+
+
+def test_exp_of_what_is_never_positive_takes_the_short_form_and_keeps_its_tails():
+    size = np.concatenate([np.linspace(0, 105, 5001), [0.0, -0.0, 1e-40, 1e30, np.inf, np.nan]])
+    size = size.astype("float32")
+    x = gx.input("x", size.shape)
+    outs = {"abs": gx.exp(-gx.abs(x)), "square": gx.exp(-(x * x)), "scaled": gx.exp(gx.square(x) * -0.5)}
+    got = {name: execute(compiled({name: out}), {"x": size})[0][name] for name, out in outs.items()}
+    wide = size.astype("float64")
+    with np.errstate(all="ignore"):
+        square = (size * size).astype("float64")
+        half = (size * size * np.float32(-0.5)).astype("float64")
+    for name, argument in (("abs", -np.abs(wide)), ("square", -square), ("scaled", half)):
+        exact = np.exp(argument)
+        spacing = np.maximum(np.abs(np.spacing(exact.astype("float32"))), np.float32(2.0**-149))
+        assert np.array_equal(np.isnan(got[name]), np.isnan(exact))
+        error = np.abs(got[name] - exact)[~np.isnan(exact)] / spacing[~np.isnan(exact)]
+        assert error.max() <= 2, name
+    assert got["abs"][np.isinf(size)] == 0 and got["abs"][0] == 1

@@ -26,7 +26,7 @@ from graphc.codegen.builder import (
 from graphc.codegen.emitted import EmittedKernel
 from graphc.codegen.loops import Loops
 from graphc.codegen.memory import Place, linearise, pointer_operand
-from graphc.codegen.scalars import emit_cast, emit_combine, emit_prim
+from graphc.codegen.scalars import emit_cast, emit_combine, emit_expression, emit_prim
 from graphc.codegen.tiles import Key, Tile, build, keys
 from graphc.errors import LoweringError
 from graphc.ir.kernels import (
@@ -303,8 +303,9 @@ class KernelEmitter(Loops):
         combinations = list(keys(axes))
         operands = [(tuple(k.values()), self.aligned([tile.at(k) for tile in tiles])) for k in combinations]
         items: dict[Key, Value] = {}
-        for first in range(0, len(operands), ABREAST):
-            group = operands[first : first + ABREAST]
+        groups = max(-(-len(operands) // ABREAST), 1)
+        for number in range(groups):
+            group = operands[len(operands) * number // groups : len(operands) * (number + 1) // groups]
             values = self.f.in_step([partial(emit, values) for _, values in group])
             items.update(zip((key for key, _ in group), values, strict=True))
         return Tile(dtype, tuple(axis.name for axis in axes), items)
@@ -317,7 +318,7 @@ class KernelEmitter(Loops):
                     return self.mapped(expr.dtype, tiles, lambda v: self.f.fmuladd(*v))
         tiles = [self.evaluate(operand) for operand in expr.operands]
         dtype = tiles[-1].dtype
-        return self.mapped(expr.dtype, tiles, lambda v: emit_prim(self.f, expr.name, v, dtype))
+        return self.mapped(expr.dtype, tiles, lambda v: emit_expression(self.f, expr, v, dtype))
 
     def index_value(self, affine: Affine, element: str) -> Tile:
         """An affine function of the loop axes as an integer, lane by lane."""

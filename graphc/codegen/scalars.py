@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from graphc.codegen.builder import Function, Value, constant, register_type
-from graphc.codegen.math import MATH, floordiv, mod, pow
+from graphc.codegen.math import MATH, exp_not_positive, floordiv, mod, pow
+from graphc.ir.kernels import Const, Expr, Prim
 from graphc.ir.types import DType
 
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -57,9 +60,50 @@ def _extremum(f: Function, name: str, a: Value, b: Value, dtype: DType) -> Value
     if not dtype.is_float:
         sign = "s" if dtype.kind == "int" else "u"
         return f.select(f.compare(f"{sign}{'gt' if greater else 'lt'}", a, b), a, b)
+    if _is_plain_number(b):
+        # NaN in a fails the comparison and is what is left: one vmaxps. Not for b = 0, where the sign of a
+        # zero a would differ from the general form's.
+        return f.select(f.compare("olt" if greater else "ogt", a, b), b, a)
     # The first select gives b where either is NaN (one vmaxps); the second restores a NaN in a.
     chosen = f.select(f.compare("ogt" if greater else "olt", a, b), a, b)
     return f.select(f.compare("uno", a, a), a, chosen)
+
+
+def emit_expression(f: Function, expr: Prim, operands: list[Value], dtype: DType) -> Value:
+    """`emit_prim` of an expression whose operands are values, with a shorter form where what the operands
+    are made of allows one: exp of what is never positive, as exp(-|x|) and exp(-x^2)."""
+    if expr.name == "exp" and _never_positive(expr.operands[0]):
+        return exp_not_positive(f, operands[0])
+    return emit_prim(f, expr.name, operands, dtype)
+
+
+def _never_positive(expr: Expr) -> bool:
+    if not isinstance(expr, Prim):
+        return False
+    if expr.name == "neg":
+        return _never_negative(expr.operands[0])
+    if expr.name == "mul":
+        return any(
+            isinstance(b, Const) and b.value <= 0 and _never_negative(a)
+            for a, b in (expr.operands, expr.operands[::-1])
+        )
+    return False
+
+
+def _never_negative(expr: Expr) -> bool:
+    """Whether a float is at least -0, or NaN."""
+    if not isinstance(expr, Prim):
+        return isinstance(expr, Const) and expr.value >= 0
+    return expr.name in ("abs", "exp", "sigmoid", "sqrt") or (
+        expr.name == "mul" and expr.operands[0] == expr.operands[1]
+    )
+
+
+def _is_plain_number(value: Value) -> bool:
+    """Whether a value is a literal other than 0 and NaN."""
+    if value.ref.startswith("%"):
+        return False
+    return value.ref not in {constant(x, value.type).ref for x in (0.0, -0.0, math.nan)}
 
 
 def _emit_integer(f: Function, name: str, operands: list[Value], dtype: DType) -> Value:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from graphc.codegen.math.division import floordiv, mod
 from graphc.codegen.math.error_function import erf
-from graphc.codegen.math.exponential import exp, expm1, sigmoid, tanh
+from graphc.codegen.math.exponential import exp, exp_not_positive, expm1, sigmoid, tanh
 from graphc.codegen.math.logarithm import log, log1p
 from graphc.codegen.math.number import MathFunction
 from graphc.codegen.math.power import pow
@@ -36,6 +36,6 @@ MATH: Mapping[str, MathFunction] = {
 }
 
 __all__ = [
-    "MATH", "ceil", "cos", "erf", "exp", "expm1", "floor", "floordiv", "log", "log1p", "mod", "pow",
-    "round_half_even", "sigmoid", "sin", "sqrt", "tanh", "trunc",
+    "MATH", "ceil", "cos", "erf", "exp", "exp_not_positive", "expm1", "floor", "floordiv", "log", "log1p",
+    "mod", "pow", "round_half_even", "sigmoid", "sin", "sqrt", "tanh", "trunc",
 ]  # fmt: skip

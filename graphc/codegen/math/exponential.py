@@ -134,15 +134,26 @@ def expm1(f: Function, x: Value) -> Value:
     return shared(f, "expm1", _expm1, x) if x.type.element == "double" else _expm1(Number(f, x)).value
 
 
-def _sigmoid_32(x: Number) -> Number:
-    """e / (1 + e) with e = e^x, which keeps its relative accuracy in both tails; from 18 on it is 1.
+def _exp_of_small_32(x: Number, high: float) -> Number:
+    """e^x for x that are not large; from `high`, at most 43, on the result stays the same.
 
-    Without large x, one factor reaches from the smallest subnormal to the largest e: the polynomial is
+    Without large x, one factor reaches from the smallest subnormal to the largest result: the polynomial is
     made 2^64 times smaller and the factor larger.
     """
-    r, biased = _reduced_32(clamp(x, -104.0, 40.0), 127 + 64)
+    x = select(x < -104.0, -104.0, x) if high == 0.0 else clamp(x, -104.0, high)
+    r, biased = _reduced_32(x, 127 + 64)
     small = horner(r, [c * 2.0**-64 for c in (1.0, 1.0, *_EXP_32)])
-    e = small * (biased << 23).from_bits()
+    return small * (biased << 23).from_bits()
+
+
+def exp_not_positive(f: Function, x: Value) -> Value:
+    """e^x where x <= 0 or NaN: shorter than `exp` in float32."""
+    return exp(f, x) if x.type.element == "double" else _exp_of_small_32(Number(f, x), 0.0).value
+
+
+def _sigmoid_32(x: Number) -> Number:
+    """e / (1 + e) with e = e^x, which keeps its relative accuracy in both tails; from 18 on it is 1."""
+    e = _exp_of_small_32(x, 40.0)
     return e / (e + 1.0)
 
 

@@ -27,7 +27,7 @@ from graphc.ir.ops.elementwise import (
 from graphc.ir.types import TensorType, bool_
 
 if TYPE_CHECKING:
-    from graphc.ir.graph import Attrs, GraphBuilder, Operand
+    from graphc.ir.graph import Attrs, GraphBuilder, Node, Operand
 
 
 def _positive(b: GraphBuilder, x: Operand) -> Operand:
@@ -137,32 +137,47 @@ def _gelu_scalar(s: Any, x: Any, approximate: str) -> Any:
         cubic = s.prim("add", s.prim("mul", s.prim("mul", x, x), s.const(_TANH_CUBIC, x)), s.const(1, x))
         inner = s.prim("tanh", s.prim("mul", s.prim("mul", x, s.const(_TANH_SCALE, x)), cubic))
     else:
-        inner = s.prim("erf", s.prim("mul", x, s.const(math.sqrt(0.5), x)))
-    half = s.prim("mul", x, s.const(0.5, x))
-    return s.prim("mul", half, s.prim("add", inner, s.const(1, x)))
+        clipped = s.prim("maximum", x, s.const(-_GELU_SATURATED, x))
+        clipped = s.prim("minimum", clipped, s.const(_GELU_SATURATED, x))
+        inner = s.prim("erf", s.prim("mul", clipped, s.const(math.sqrt(0.5), x)))
+    return s.prim("mul", x, s.prim("add", s.prim("mul", inner, s.const(0.5, x)), s.const(0.5, x)))
+
+
+def _gelu_parts(b: GraphBuilder, x: Operand, approximate: str) -> tuple[Operand, Operand, Operand]:
+    """(the argument of erf or tanh, erf or tanh, what the value multiplies x by)."""
+    if approximate == "tanh":
+        cubic = plus(b, scaled(b, _TANH_CUBIC, b("square", x)), 1)
+        argument = b("mul", scaled(b, _TANH_SCALE, x), cubic)
+        inner = b("tanh", argument)
+    else:
+        argument = scaled(b, math.sqrt(0.5), b("clip", x, low=-_GELU_SATURATED, high=_GELU_SATURATED))
+        inner = b("erf", argument)
+    return argument, inner, plus(b, scaled(b, 0.5, inner), 0.5)
+
+
+def _gelu_decomposed(b: GraphBuilder, node: Node) -> Sequence[Operand]:
+    (x,) = node.inputs
+    return [b("mul", x, _gelu_parts(b, x, **node.attrs)[2])]
 
 
 def _gelu_gradient(b: GraphBuilder, ct: Operand, out: Operand, x: Operand, approximate: str) -> Operand:
-    """none: Phi(x) + x phi(x). tanh: (1 + t)/2 + x/2 (1 - t^2) k (1 + 3 c x^2), t = tanh(k (x + c x^3))."""
-    # Where gelu is straight, the polynomial and the density would only produce inf * 0. The first factor
-    # is spelled as in the value, so that both are computed once.
-    whole, x = x, b("clip", x, low=-_GELU_SATURATED, high=_GELU_SATURATED)
-    squared = b("square", x)
+    """none: Phi(x) + x phi(x), phi(x) = exp(-t^2) / sqrt(2 pi), t = x / sqrt(2).
+    tanh: (1 + t)/2 + x/2 (1 - t^2) k (1 + 3 c x^2), t = tanh(k (x + c x^3))."""
+    argument, inner, factor = _gelu_parts(b, x, approximate)
+    # Where gelu is straight, the polynomial and the density would only produce inf * 0.
+    x = b("clip", x, low=-_GELU_SATURATED, high=_GELU_SATURATED)
     if approximate == "tanh":
-        cubic = plus(b, scaled(b, _TANH_CUBIC, b("square", whole)), 1)
-        t = b("tanh", b("mul", scaled(b, _TANH_SCALE, whole), cubic))
-        inner_slope = plus(b, scaled(b, 3 * _TANH_CUBIC * _TANH_SCALE, squared), _TANH_SCALE)
-        bend = b("mul", scaled(b, 0.5, b("mul", x, _one_minus(b, b("square", t)))), inner_slope)
+        slope = plus(b, scaled(b, 3 * _TANH_CUBIC * _TANH_SCALE, b("square", x)), _TANH_SCALE)
+        bend = b("mul", scaled(b, 0.5, b("mul", x, _one_minus(b, b("square", inner)))), slope)
     else:
-        t = b("erf", scaled(b, math.sqrt(0.5), whole))
-        density = scaled(b, 1 / math.sqrt(2 * math.pi), b("exp", scaled(b, -0.5, squared)))
-        bend = b("mul", x, density)
-    return b("mul", ct, b("add", scaled(b, 0.5, plus(b, t, 1)), bend))
+        density = b("exp", b("neg", b("square", argument)))
+        bend = b("mul", scaled(b, 1 / math.sqrt(2 * math.pi), x), density)
+    return b("mul", ct, b("add", bend, factor))
 
 
 elementwise(
     "gelu", 'x Phi(x); with approximate="tanh" x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).', only_float,
-    _gelu_scalar, _gelu_gradient, infer=_infer_gelu,
+    _gelu_scalar, _gelu_gradient, infer=_infer_gelu, decompose=_gelu_decomposed,
 )  # fmt: skip
 
 

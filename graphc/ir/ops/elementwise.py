@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphc.errors import DTypeError, ShapeError
-from graphc.ir.ops.base import Array, ArraySpec, Cotangents, Infer, OpDef, Reference, Vjp, define
+from graphc.ir.ops.base import Array, ArraySpec, Cotangents, Decompose, Infer, OpDef, Reference, Vjp, define
 from graphc.ir.scalar import NumpyScalars
 from graphc.ir.types import DType, Extent, TensorType, as_dtype, bool_, require_equal
 
@@ -96,8 +96,10 @@ def elementwise(
     arity: int = 1,
     result: DType | None = None,
     infer: Infer | None = None,
+    decompose: Decompose | None = None,
 ) -> OpDef:
-    """Enters one row. `result` is the result's dtype where it is not that of the operands."""
+    """Enters one row. `result` is the result's dtype where it is not that of the operands; `decompose` says
+    what the op is made of where its gradient has parts in common with it."""
 
     def infer_same(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
         require_arity(types, arity, name)
@@ -113,6 +115,7 @@ def elementwise(
             reference=_reference(scalar),
             vjp=_vjp(gradient) if gradient else None,
             scalar=scalar,
+            decompose=decompose,
         )
     )
 

@@ -159,3 +159,20 @@ def test_native_training_steps_match_the_interpreter(rows_everywhere, widths, ac
     for name, value in {**outputs, **state}.items():
         reference = {**expected, **wanted}[name]
         assert not differences(value, reference, 2e-5), name
+
+
+def test_an_epilogue_runs_apart_in_a_compiled_step():
+    """At the sizes where the rule takes effect by itself, through the whole pipe."""
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.normal(size=(17, 40)).astype("f"), "t": rng.random((17, 96)).astype("f")}
+    x, t = gx.input("x", (gx.dim("B"), 40)), gx.input("t", (gx.dim("B"), 96))
+    results = []
+    for backend in ("native", "python"):
+        gx.seed(5)
+        loss = gx.mse(gx.nn.Linear(40, 96, name="a")(x).tanh(), t)
+        step = gx.compile({"loss": loss}, loss=loss, optimizer=gx.optim.SGD(lr=0.5), backend=backend)
+        assert backend == "python" or " apart:" in step.dump("kernels")
+        step.run(feeds)
+        results.append(step.state_dict())
+    for name, value in results[0].items():
+        np.testing.assert_allclose(value, results[1][name], rtol=2e-5, atol=2e-6, err_msg=name)

@@ -141,7 +141,7 @@ class Memory:
             return self._address(place, linear, key)
         # What is read and then overwritten is addressed once in a block.
         where = [(name, self.base_of(name)[0].ref, key.get(name)) for name, _ in linear.terms]
-        rows = [key[name] for name in place.axes]
+        rows = [(self.axes[name].base.ref, key.get(name, 0)) for name in place.axes]
         access = (self.f.current_block, place.pointer.ref, linear, *where, *rows)
         if access not in self._addresses:
             self._addresses[access] = self._address(place, linear, key)

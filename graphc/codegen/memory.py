@@ -225,20 +225,27 @@ class Memory:
         """Asks for the cache lines of these unrolled iterations (or, once, of the first of them); lines may
         lie behind the end of the buffer.
 
-        Iterations that lie next to each other ask once per line. Where a line begins is not known, so the
-        last one may go unasked.
+        Iterations that lie next to each other ask once per line, for the last element that may lie in it:
+        where arrays begin within a line, the line of the first one came with the iterations before.
         """
         linear = linearise(index, place.shape)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
         coefficients = dict(linear.terms)
-        near = next((axis for axis in axes if coefficients[axis.name] == 1), None)
-        per_line = CACHE_LINE // (place.dtype.itemsize * near.lanes) if near is not None else 1
+        near = next((axis for axis in axes if coefficients[axis.name] == 1 and not once), None)
+        per_line = max(CACHE_LINE // (place.dtype.itemsize * near.lanes), 1) if near is not None else 1
         self.f.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
 
         def item(key: dict[str, int]) -> Value:
-            address = self.address(place, linear, key)
-            begins_a_line = near is None or key[near.name] % max(per_line, 1) == 0
-            if begins_a_line and not (once and any(key.values())):
+            if near is None:
+                address = self.address(place, linear, key)
+                asks = not (once and any(key.values()))
+            else:
+                last = min(key[near.name] + per_line, near.count) - 1
+                address = self.address(place, linear, {**key, near.name: last})
+                asks = key[near.name] % per_line == 0
+                if asks and near.lanes > 1:
+                    address = self.f.gep(address, constant(near.lanes - 1, I64), memory_type(place.dtype))
+            if asks:
                 self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 3, i32 1)")
             return address
 

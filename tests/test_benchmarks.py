@@ -1,6 +1,7 @@
 """The benchmark: every workload in graphc and numpy at tiny sizes, and the report. No peers needed."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 import graphc as gx
 from graphc.codegen.threads import get_num_threads, set_num_threads
+from graphc.ir.work import Work
+from graphc.peaks import Bandwidth
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -15,7 +18,9 @@ import bench
 import bench_report
 import call_overhead
 import race
+import scaling
 import workloads
+from test_roofline import PEAKS
 
 
 @pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
@@ -82,6 +87,58 @@ def test_the_race(monkeypatch):
     assert "| graphc fit, 1 thread " in race.table(rows)
 
 
+def machine_of(threads=2, bandwidth=1.5, **options):
+    """Peaks of one thread, and of so many that move bytes `bandwidth` times as fast."""
+    one = replace(PEAKS, threads=1)
+    rows = tuple(
+        Bandwidth(b.footprint, *(bandwidth * rate for rate in (b.read, b.triad, b.update)))
+        for b in one.bandwidths
+    )
+    costs = scaling.RegionCosts(take=1e-8, report=1e-7)
+    return scaling.Machine(one, replace(one, threads=threads, bandwidths=rows), costs, **options)
+
+
+def test_the_scaling_model():
+    machine = machine_of()
+    serial, free = scaling.Region(1, 1e-3, (Work(),)), scaling.Region(10, 1e-3, (Work(),))
+    assert machine.seconds(serial, 64) == 1e-3 and scaling.serial_share([serial, free]) == 0.5
+    assert machine.seconds(free, 1) == 1e-3
+    # Chunks are whole: 10 on 4 threads are 3 turns, and 9 more threads than chunks are of no use.
+    assert machine.seconds(free, 4) == pytest.approx(3e-4 + 3e-7 + 3e-8)
+    assert machine.seconds(free, 64) == machine.seconds(free, 10) == pytest.approx(1e-4 + 9e-7 + 1e-8)
+    assert scaling.predicted([serial, free], machine, 4) == pytest.approx(1.3e-3 + 3.3e-7)
+    many = scaling.Region(64, 64e-9, (Work(),))
+    assert machine.seconds(many, 64) > 64e-8  # a chunk's take costs more than the chunk
+
+
+def test_bandwidth_in_the_scaling_model():
+    machine = machine_of()
+    large, small = Work(read=1 << 28), Work(read=1 << 20)
+    assert [machine.growth(large, n) for n in (1, 2, 64)] == [1.0, 1.5, 1.5]
+    assert [machine.growth(small, n) for n in (1, 2, 4)] == [1.0, 1.5, 2.5]
+    assert machine_of(memory_scale=8.0).growth(large, 64) == 8.0
+    seconds = machine.one.memory_seconds(large.read, 0)
+    bound = scaling.Region(64, seconds, (large,))
+    assert machine.seconds(bound, 64) == pytest.approx(seconds / 1.5, rel=1e-3)
+    # Faster than memory allows on one thread: part of it was found in a cache.
+    cached = scaling.Region(64, seconds / 2, (large,))
+    assert machine.seconds(cached, 64) == pytest.approx(seconds / 3, rel=1e-3)
+
+
+def test_scaling_curves(monkeypatch, tmp_path):
+    monkeypatch.setattr(scaling, "peaks_at", lambda threads: replace(PEAKS, threads=threads))
+    monkeypatch.setattr(scaling, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(scaling, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(scaling, "REGIONS", 10)
+    before, shown = get_num_threads(), []
+    scaling.main(["classifier", "adam", "--tiny"], shown.append)
+    assert get_num_threads() == before
+    lines = shown[1].splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| classifier") and "predicted/measured at 1" in lines[0]
+    with pytest.raises(SystemExit):
+        scaling.main(["nothing"])
+
+
 def test_right_core():
     assert bench.right_core("vendor_id : GenuineIntel flags : avx2 avx512f") == "SKYLAKEX"
     assert bench.right_core("vendor_id : AuthenticAMD flags : avx2") == "ZEN"
@@ -122,8 +179,6 @@ def results():
 @pytest.fixture(autouse=True)
 def small_peaks(monkeypatch):
     """Peaks that need no measuring."""
-    from test_roofline import PEAKS
-
     monkeypatch.setattr("graphc.roofline.machine_peaks", lambda: PEAKS)
 
 

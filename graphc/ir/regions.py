@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from graphc.errors import VerifyError
 from graphc.ir.kernels import (
@@ -146,51 +147,101 @@ def keeps_copies(kernel: Kernel) -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What decides which regions a kernel may be part of."""
+
+    kernel: Kernel
+    read: frozenset[str]
+    written: frozenset[str]
+    rows: Mapping[str, Rows | None]
+    has_check: bool
+    keeps_copies: bool
+
+    @staticmethod
+    def of(kernel: Kernel) -> _Facts:
+        return _Facts(
+            kernel,
+            frozenset(storages_read(kernel)),
+            frozenset(storages_written(kernel)),
+            chunk_local_rows(kernel),
+            has_check(kernel),
+            keeps_copies(kernel),
+        )
+
+    @property
+    def chunking(self) -> tuple[bool, Extent]:
+        """Whether and how it is cut into chunks: the same for all kernels of a region."""
+        return bool(self.kernel.chunk_axis), self.kernel.chunk_extent
+
+
+class _OpenRegion:
+    """A region that takes more kernels."""
+
+    def __init__(self, head: _Facts) -> None:
+        self._head = head
+        self._count = 0
+        # By which rows all kernels address a storage, and those that write it; None: not all by the same.
+        self._touched: dict[str, Rows | None] = {}
+        self._written: dict[str, Rows | None] = {}
+        self.add(head)
+
+    @property
+    def chunking(self) -> tuple[bool, Extent]:
+        """How its kernels are cut."""
+        return self._head.chunking
+
+    def add(self, facts: _Facts) -> None:
+        """Takes a kernel."""
+        self._count += 1
+        for storages, known in ((facts.read | facts.written, self._touched), (facts.written, self._written)):
+            for storage in storages:
+                rows = facts.rows.get(storage)
+                known[storage] = rows if known.setdefault(storage, rows) == rows else None
+
+    def barrier(self, facts: _Facts) -> str:
+        """Why a kernel cannot join; "" if it can."""
+        kernel, head = facts.kernel, self._head
+        if self._count >= MAX_KERNELS:
+            return "the region is full"
+        if facts.has_check or head.has_check:
+            return "a check"
+        if facts.chunking != head.chunking:
+            return f"{kernel.name} is chunked over {kernel.chunk_extent}, not {head.kernel.chunk_extent}"
+        if not kernel.chunk_axis:
+            return ""
+        if facts.keeps_copies or head.keeps_copies:
+            keeper = kernel if facts.keeps_copies else head.kernel
+            return f"{keeper.name} keeps a copy of its result per chunk"
+        conflicts = [
+            s for s in facts.written if s in self._touched and self._differs(facts, s, self._touched)
+        ]
+        conflicts += [s for s in facts.read if s in self._written and self._differs(facts, s, self._written)]
+        return f"{kernel.name} touches other chunks' part of {min(conflicts)}" if conflicts else ""
+
+    @staticmethod
+    def _differs(facts: _Facts, storage: str, known: Mapping[str, Rows | None]) -> bool:
+        own = facts.rows.get(storage)
+        return own is None or own != known[storage]
+
+
 def form_regions(kernels: Sequence[Kernel]) -> list[Region]:
     """Cuts kernels in launch order into regions, greedily. A kernel that can fail stays alone, so that
     which failure is reported does not depend on how chunks of different kernels interleave."""
-    rows = [chunk_local_rows(kernel) for kernel in kernels]
     regions: list[Region] = []
+    if not kernels:
+        return regions
     first = 0
-    for position in range(1, len(kernels) + 1):
-        reason = "the end"
-        if position < len(kernels):
-            reason = _barrier(kernels, rows, range(first, position), position)
+    region = _OpenRegion(_Facts.of(kernels[0]))
+    for position, kernel in enumerate(kernels[1:], 1):
+        facts = _Facts.of(kernel)
+        reason = region.barrier(facts)
         if reason:
             regions.append(Region(first, position - first, reason))
-            first = position
-    return regions if kernels else []
-
-
-def _barrier(
-    kernels: Sequence[Kernel],
-    rows: Sequence[Mapping[str, Rows | None]],
-    members: Sequence[int],
-    position: int,
-) -> str:
-    """Why the kernel at `position` cannot join a region of these members; "" if it can."""
-    kernel, head = kernels[position], kernels[members[0]]
-    if len(members) >= MAX_KERNELS:
-        return "the region is full"
-    if has_check(kernel) or has_check(head):
-        return "a check"
-    if bool(kernel.chunk_axis) != bool(head.chunk_axis) or kernel.chunk_extent != head.chunk_extent:
-        return f"{kernel.name} is chunked over {kernel.chunk_extent}, not {head.chunk_extent}"
-    if not kernel.chunk_axis:
-        return ""
-    if keeps_copies(kernel) or keeps_copies(head):
-        return f"{kernel.name if keeps_copies(kernel) else head.name} keeps a copy of its result per chunk"
-    written = storages_written(kernel)
-    touched = written | storages_read(kernel)
-    for earlier in members:
-        before = kernels[earlier]
-        before_written = storages_written(before)
-        shared = (before_written & touched) | (storages_read(before) & written)
-        for storage in sorted(shared):
-            own, theirs = rows[position].get(storage), rows[earlier].get(storage)
-            if own is None or own != theirs:
-                return f"{kernel.name} touches other chunks' part of {storage}"
-    return ""
+            first, region = position, _OpenRegion(facts)
+        else:
+            region.add(facts)
+    return [*regions, Region(first, len(kernels) - first, "the end")]
 
 
 # ------------------------------------------------------------------------------------- order of kernels
@@ -230,30 +281,91 @@ def order_for_regions(program: KernelProgram) -> KernelProgram:
     """
     kernels = program.kernels
     state = {name for name, storage in program.storages.items() if storage.kind in ("state", "constant")}
-    waiting = dict(enumerate(_dependences(kernels)))
-    early = {
-        n
-        for n, kernel in enumerate(kernels)
-        if storages_read(kernel) <= state and not storages_written(kernel) & state and not waiting[n]
-    }
-    rows = [chunk_local_rows(kernel) for kernel in kernels]
+    facts = [_Facts.of(kernel) for kernel in kernels]
+    dependences = _dependences(kernels)
+    ready = _Ready(facts, dependences, state)
     order: list[int] = []
-    done: set[int] = set()
-    region: list[int] = []
-    while waiting:
-        ready = [n for n, before in waiting.items() if before <= done]
-        joining = [n for n in ready if region and not _barrier(kernels, rows, region, n)]
-        checks = [n for n in ready if has_check(kernels[n])]
-        chosen = min(checks or joining or [n for n in ready if n in early] or ready)
-        if chosen not in joining:
-            region = []
-        region.append(chosen)
-        order.append(chosen)
-        done.add(chosen)
-        del waiting[chosen]
+    region: _OpenRegion | None = None
+    while (chosen := ready.take(region)) is not None:
+        number, joins = chosen
+        if region is not None and joins:
+            region.add(facts[number])
+        else:
+            region = _OpenRegion(facts[number])
+        order.append(number)
+        ready.finish(number)
     if order == list(range(len(kernels))):
         return program
     return replace(program, kernels=tuple(kernels[n] for n in order))
+
+
+class _Ready:
+    """The kernels whose dependences are done, by their numbers: those with checks, by their chunking those
+    that may join the region at hand, those of state alone, and all."""
+
+    def __init__(self, facts: Sequence[_Facts], dependences: Sequence[set[int]], state: set[str]) -> None:
+        self._facts = facts
+        self._missing = [len(before) for before in dependences]
+        self._after: list[list[int]] = [[] for _ in facts]
+        for number, before in enumerate(dependences):
+            for earlier in before:
+                self._after[earlier].append(number)
+        self._taken: set[int] = set()
+        self._refused: list[int] = []  # by the region at hand, which will not change its mind
+        self._region: _OpenRegion | None = None
+        self._checks: list[int] = []
+        self._early: list[int] = []
+        self._all: list[int] = []
+        self._by_chunking: dict[tuple[bool, Extent], list[int]] = {}
+        for number, missing in enumerate(self._missing):
+            if not missing:
+                if facts[number].read <= state and not facts[number].written & state:
+                    self._early.append(number)
+                self._enter(number)
+
+    def _enter(self, number: int) -> None:
+        facts = self._facts[number]
+        heappush(self._all, number)
+        heappush(self._by_chunking.setdefault(facts.chunking, []), number)
+        if facts.has_check:
+            heappush(self._checks, number)
+
+    def take(self, region: _OpenRegion | None) -> tuple[int, bool] | None:
+        """The next kernel, and whether it joins the region at hand; None when all are done."""
+        if region is not self._region:
+            for refused in self._refused:
+                heappush(self._by_chunking[self._facts[refused].chunking], refused)
+            self._refused, self._region = [], region
+        number = self._least(self._checks)
+        if number is None and region is not None:
+            number = self._joining(region)
+            if number is not None:
+                self._taken.add(number)
+                return number, True
+        for heap in (self._early, self._all):
+            number = self._least(heap) if number is None else number
+        if number is None:
+            return None
+        self._taken.add(number)
+        return number, False
+
+    def _least(self, heap: list[int]) -> int | None:
+        while heap and heap[0] in self._taken:
+            heappop(heap)
+        return heap[0] if heap else None
+
+    def _joining(self, region: _OpenRegion) -> int | None:
+        heap = self._by_chunking.get(region.chunking, [])
+        while (number := self._least(heap)) is not None and region.barrier(self._facts[number]):
+            self._refused.append(heappop(heap))
+        return number
+
+    def finish(self, number: int) -> None:
+        """Enters the kernels that waited for this one only."""
+        for later in self._after[number]:
+            self._missing[later] -= 1
+            if not self._missing[later]:
+                self._enter(later)
 
 
 def _dependences(kernels: Sequence[Kernel]) -> list[set[int]]:

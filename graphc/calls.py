@@ -204,6 +204,7 @@ def native_call(
     ]
     if len(inputs) + len(made) > MAX_ARRAYS:
         return None
+    acquire, release = guard.lock.functions
     bound = None
     if outputs is not None:
         bound = [*feeds.values(), *(outputs[argument.key] for argument in made)]
@@ -214,8 +215,9 @@ def native_call(
         made,
         bindings,
         long=ready.nanoseconds > LONG_NANOSECONDS,
+        acquire=acquire,
         enter=guard.enter,
-        leave=guard.leave,
+        release=release,
         bound=bound,
         result=result,
     )

@@ -194,6 +194,7 @@ def test_references_are_neither_lost_nor_kept():
 
 
 @needs_native
+@pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 def test_what_python_code_does_in_the_middle_of_a_call_is_seen(monkeypatch):
     """Memory for a large result comes from Python, which may do anything: reshape a feed, run steps."""
     x = gx.input("x", (gx.dim("B"), gx.dim("C")))
@@ -525,6 +526,7 @@ def test_a_bad_index_in_a_bound_step(bad, length):
     bound()
 
 
+@pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 def test_arrays_that_change_after_binding():
     step = classifier()
     x, t, logits = X.copy(), T.copy(), np.empty((4, 4), np.float32)

@@ -84,7 +84,7 @@ class StepTable:
         self._state = _rows(state, len(RANGE_FIELDS))
         self._rates = np.zeros((rate_count, len(RATE_FIELDS)), dtype=np.int64)
         values = {
-            "guarded": 0,
+            "scheduled": 0,
             "rate_count": 0,
             "rates": address_of(self._rates),
             "lock_count": len(self._locks),
@@ -108,11 +108,11 @@ class StepTable:
             bits = np.array(value, dtype=scalar.dtype).tobytes()
             rows.append([address_of(scalar), int.from_bytes(bits, "little"), len(bits)])
         self._rates[...] = np.array(rows, dtype=np.uint64).astype(np.int64).reshape(self._rates.shape)
-        self._set(guarded=0, rate_count=len(rows))
+        self._set(scheduled=0, rate_count=len(rows))
 
     def leave_rates_to_enter(self) -> None:
-        """Makes every call run `enter` and `leave`, which see to the learning rates."""
-        self._set(guarded=1, rate_count=0)
+        """Makes every call run `enter`, which sees to the learning rates."""
+        self._set(scheduled=1, rate_count=0)
 
     def _set(self, **values: int) -> None:
         table = self._table.copy()
@@ -129,7 +129,8 @@ class NativeCall:
     `function()` runs on those and returns `result`. Either returns None, and has changed no state, where
     anything is not as declared; then the general way must be gone.
 
-    `long` steps run without the GIL, between `enter()` and `leave()`. `bindings` are the dims of this size.
+    `long` steps run without the GIL, between `acquire()` and `release()` of the right to run; where learning
+    rates have schedules, `enter()` sets them too. `bindings` are the dims of this size.
     """
 
     __slots__ = ("__weakref__", "_keep_alive", "bindings", "function", "labels")
@@ -143,8 +144,9 @@ class NativeCall:
         bindings: dict[str, int],
         *,
         long: bool,
+        acquire: Callable[[], object],
         enter: Callable[[], object],
-        leave: Callable[[], object],
+        release: Callable[[], object],
         bound: Sequence[Array] | None = None,
         result: object = None,
     ) -> None:
@@ -160,8 +162,9 @@ class NativeCall:
             "run": block.run_address,
             "feeds": address_of(block.feeds),
             "long": int(long),
+            "acquire": id(acquire),
             "enter": id(enter),
-            "leave": id(leave),
+            "release": id(release),
             "input_count": len(inputs),
             "array_count": len(arguments),
             "arrays": address_of(table),
@@ -172,7 +175,8 @@ class NativeCall:
         self.bindings = bindings
         self.labels = tuple(argument.key for argument in outputs)
         """The keys of the results, in the order in which `function` returns them."""
-        self._keep_alive = (block, step, arguments, shapes, objects, table, enter, leave, bound, result)
+        functions = (acquire, enter, release)
+        self._keep_alive = (block, step, arguments, shapes, objects, table, functions, bound, result)
         self.function: Callable[..., Any] = _function("gx_call" if bound is None else "gx_step", call)
 
 

@@ -10,10 +10,11 @@ the general way, in Python, which serves every case and explains every error. So
 what Python code raises that is called from here (`make`, `enter`) is passed on, as a NULL.
 
     call  = api, step, header, run, feeds,             ; `self` is an int64 ndarray whose data this is
-            long, enter, leave,                        ; a long step runs between enter() and leave(), without
-            input_count, array_count, arrays,          ; the GIL; inputs come first
+            long, acquire, enter, release,             ; a long step runs between acquire() and release(), and
+            input_count, array_count, arrays,          ; without the GIL; inputs come first
             objects, result                            ; gx_step: the arrays, and what it returns
-    step  = guarded, rate_count, rates,                ; one for all calls of an executable
+    step  = scheduled, rate_count, rates,              ; one for all calls of an executable; with schedules
+                                                       ; any step runs between enter() and release()
             lock_count, locks,                         ; addresses of words that are 0 while a lock is free
             written_count, written, state_count, state ; ranges: what a run writes, all that state lies in
     array = descr, ndim, dims, nbytes, flags,          ; what the object must have
@@ -40,11 +41,11 @@ API_FIELDS = (
     "save_thread", "restore_thread", "none", "empty_tuple", "array_type", "dict_type",
 )  # fmt: skip
 CALL_FIELDS = (
-    "api", "step", "header", "run", "feeds", "long", "enter", "leave", "input_count", "array_count", "arrays",
-    "objects", "result",
+    "api", "step", "header", "run", "feeds", "long", "acquire", "enter", "release",
+    "input_count", "array_count", "arrays", "objects", "result",
 )  # fmt: skip
 STEP_FIELDS = (
-    "guarded", "rate_count", "rates", "lock_count", "locks", "written_count", "written", "state_count",
+    "scheduled", "rate_count", "rates", "lock_count", "locks", "written_count", "written", "state_count",
     "state",
 )  # fmt: skip
 ARRAY_FIELDS = ("descr", "ndim", "dims", "nbytes", "flags", "key", "feed", "make", "make_arguments")
@@ -113,23 +114,24 @@ done:
   ret void
 }
 
-; enter? ──> locks free? ──> arrays fit? ──> learning rates ──> run, with or without the GIL ──> leave?
+; acquire, or look at the locks ──> arrays fit? ──> learning rates ──> run, with or without GIL ──> release
 define private i64 @gx_execute(ptr %call, ptr %objects, ptr %ranges) nounwind {
 entry:
-  @call api@a step@t header@h run@u long@o enter@e leave@l
+  @call api@a step@t header@h run@u long@o acquire@q enter@e release@l
   %api = load ptr, ptr %a, align 8
   @api save_thread@save_address restore_thread@restore_address
   %step = load ptr, ptr %t, align 8
-  @step guarded@g
+  @step scheduled@g
   %long = load i64, ptr %o, align 8
   %is_long = icmp ne i64 %long, 0
-  %guards = load i64, ptr %g, align 8
-  %either = or i64 %long, %guards
-  %guarded = icmp ne i64 %either, 0
+  %schedules = load i64, ptr %g, align 8
+  %is_scheduled = icmp ne i64 %schedules, 0
+  %guarded = or i1 %is_long, %is_scheduled
   br i1 %guarded, label %enter, label %look
 enter:
-  %enter_function = load ptr, ptr %e, align 8
-  %entered = call i1 @gx_invoke(ptr %api, ptr %enter_function)
+  %place = select i1 %is_scheduled, ptr %e, ptr %q
+  %function = load ptr, ptr %place, align 8
+  %entered = call i1 @gx_invoke(ptr %api, ptr %function)
   br i1 %entered, label %claim, label %raised
 look:
   %free = call i1 @gx_free(ptr %step)
@@ -156,8 +158,8 @@ ran:
   %code = phi i64 [ 1, %claim ], [ %code1, %held ], [ %code2, %released ]
   br i1 %guarded, label %leave, label %left
 leave:
-  %leave_function = load ptr, ptr %l, align 8
-  %away = call i1 @gx_invoke(ptr %api, ptr %leave_function)
+  %release = load ptr, ptr %l, align 8
+  %away = call i1 @gx_invoke(ptr %api, ptr %release)
   br i1 %away, label %left, label %raised
 left:
   %good = icmp eq i64 %code, 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array as machine_array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -159,6 +159,12 @@ class StateLock:
         """Undoes one `acquire`."""
         for lock in reversed(self._locks):
             lock.release()
+
+    @property
+    def functions(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """`acquire` and `release` by the shortest way: those of the lock itself, where there is but one."""
+        one: SlabLock | StateLock = self._locks[0] if len(self._locks) == 1 else self
+        return one.acquire, one.release
 
     def __enter__(self) -> None:
         self.acquire()

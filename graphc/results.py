@@ -3,11 +3,18 @@
 The first touch of fresh pages costs more than most kernels, so a dropped result's memory goes back to its
 pool and the next result of that size gets it. A view of a result keeps the memory too. Small results come
 from numpy: the C library's heap recycles them just so, for a tenth of the price.
+pool and the next result of that size gets it. A view of a result keeps the memory too.
+
+Large arrays begin near the start of a page, wherever they come from. A CPU tells a load from an earlier store
+by the address within the page at first, so that reading row i of one array waits for row i of another that
+has just been stored. Large results therefore begin elsewhere in their page, each kind of place in turn.
+from math import prod
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from math import prod
 from typing import Any, NamedTuple
 
@@ -20,6 +27,9 @@ SMALL_BYTES = 4096
 """Results up to this size are not pooled."""
 KEPT_PER_SIZE = 4
 KEPT_SIZES = 32
+PAGE_BYTES = 4096
+LARGE_BYTES = 2**20
+_places = cycle((1024, 2048, 3072))
 
 
 class Memory(NamedTuple):
@@ -31,8 +41,12 @@ class Memory(NamedTuple):
 
 
 def _fresh(nbytes: int) -> Memory:
-    array = aligned_bytes(nbytes)
-    return Memory(array, address_of(array), nbytes)
+    if nbytes < LARGE_BYTES:
+        array = aligned_bytes(nbytes)
+        return Memory(array, address_of(array), nbytes)
+    pages = aligned_bytes(nbytes + 2 * PAGE_BYTES)
+    shift = -address_of(pages) % PAGE_BYTES + next(_places)
+    return Memory(pages, address_of(pages) + shift, nbytes)
 
 
 class ResultPool:

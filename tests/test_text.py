@@ -366,6 +366,7 @@ def test_programs_read_back():
         ("let a = 1.5i32", "not a literal", 11),
         ("a = 1.0", "no variable of this name", 3),
         ("for j<4>: x", "unexpected text", 13),
+        ("stream q[0] = 1.0", "no buffer or local array", 10),
         ("prefetch q[0]", "no buffer or local array", 12),
         ("prefetch x[0 if true]", "a prefetch has no guard", 12),
         ("while x", "expected a statement", 3),

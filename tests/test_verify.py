@@ -161,6 +161,8 @@ def test_a_valid_kernel_passes():
         ("x[i, n if n < 4 else 0.0]", "x[i, m if n < 4 else 0.0]", "m of float32 as an index"),
         ("inout total", "in other: f32[B]\n  inout total", None),
         ("    total[chunk] max= m\n", "", "buffer total is `inout` but never stored to"),
+        ("y[i, n] +=", "stream y[i, n] +=", "only plain stores to buffers stream"),
+        ("row[j] = x", "stream row[j] = x", "only plain stores to buffers stream"),
         ("prefetch x[i + 1, j]", "prefetch x[i + 1]", "1 indices into x of rank 2"),
         ("y[i, n] +=", "prefetch y[i, n]\n    y[i, n] +=", "a prefetch at n, which is no loop axis"),
         ("in at: i64[B]", "in at: i64[B]\n  in x: f32[B, 4]", "two buffers are named x"),

@@ -106,6 +106,7 @@ class Module:
         self._declarations: dict[str, None] = {}
         self._globals: dict[str, str] = {}
         self._functions: dict[str, str] = {}
+        self._metadata: dict[str, str] = {}
 
     def declare(self, text: str) -> None:
         """Adds a declaration (`declare float @llvm.sqrt.f32(float)`) unless it is there already."""
@@ -115,6 +116,10 @@ class Module:
         """Adds a global definition (`@name = private constant ...`)."""
         self._globals.setdefault(name, text)
 
+    def add_metadata(self, name: str, text: str) -> None:
+        """Adds a metadata node (`!0 = !{i32 1}`)."""
+        self._metadata.setdefault(name, text)
+
     def add_function(self, name: str, text: str) -> None:
         self._functions[name] = text
 
@@ -123,10 +128,9 @@ class Module:
 
     def render(self) -> str:
         head = [f'target triple = "{self.triple}"'] if self.triple else []
-        return (
-            "\n".join([*head, *self._globals.values(), *self._declarations, "", *self._functions.values()])
-            + "\n"
-        )
+        tail = [f"{name} = {text}" for name, text in self._metadata.items()]
+        parts = [*head, *self._globals.values(), *self._declarations, "", *self._functions.values(), *tail]
+        return "\n".join(parts) + "\n"
 
 
 # Lines of text, with regions nested in them.
@@ -333,8 +337,14 @@ class Function:
     def load(self, address: Value, type: LLType, align: int | None = None) -> Value:
         return self.emit(type, f"load {type}, {address}, align {align or _element_bytes(type)}")
 
-    def store(self, value: Value, address: Value, align: int | None = None) -> None:
-        self.line(f"store {value}, {address}, align {align or _element_bytes(value.type)}")
+    def store(self, value: Value, address: Value, *, past_caches: bool = False) -> None:
+        """Stores a value; `past_caches` needs an address that is a multiple of the value's size."""
+        if past_caches:
+            self.module.add_metadata("!0", "!{i32 1}")
+            size = _element_bytes(value.type) * value.type.lanes
+            self.line(f"store {value}, {address}, align {size}, !nontemporal !0")
+        else:
+            self.line(f"store {value}, {address}, align {_element_bytes(value.type)}")
 
     def masked_load(self, address: Value, mask: Value, fill: Value) -> Value:
         type = fill.type

@@ -30,6 +30,7 @@ from graphc.codegen.scalars import emit_cast, emit_combine, emit_expression, emi
 from graphc.codegen.tiles import Key, Tile, build, keys
 from graphc.errors import LoweringError
 from graphc.ir.kernels import (
+    STREAM_BYTES,
     Affine,
     Assign,
     Body,
@@ -56,7 +57,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import DType, int32, int64
+from graphc.ir.types import DType, Extent, int32, int64
 
 ABREAST = 4
 """Items of a tile that run through an operation in step: enough chains to hide the latency of a polynomial,
@@ -94,6 +95,7 @@ class KernelEmitter(Loops):
         super().__init__(f, lanes_for(kernel, vector_bits), kernel.name, kernel.granule)
         self.kernel = kernel
         self.first_extent_slot = len(kernel.buffers)
+        self.vector_bytes = vector_bits // 8
         self._splats: dict[tuple[str, str, int], Value] = {}
 
     def emit(self) -> None:
@@ -101,8 +103,40 @@ class KernelEmitter(Loops):
             for slot, buffer in enumerate(self.kernel.buffers):
                 pointer = pointer_operand(self.f, slot)
                 self.places[buffer.name] = Place(buffer.name, buffer.type.dtype, buffer.type.shape, pointer)
+        streamed = {s.target for s in walk_stmts(self.kernel.body) if isinstance(s, Store) and s.stream}
+        if streamed:
+            self.streaming_form(streamed)
         self.body(self.kernel.body)
         self.f.ret(constant(0, I64))
+
+    def streaming_form(self, streamed: set[str]) -> None:
+        """The whole kernel with stores past the caches, if its buffers are large and the stores aligned.
+
+        Streamed stores are not ordered as others are: a fence stands between them and the kernel's end.
+        """
+        f = self.f
+        total: Extent = 0
+        for buffer in self.kernel.buffers:
+            total = total + buffer.type.nbytes
+        low_bits = constant(0, I64)
+        for name in sorted(streamed):
+            low_bits = f.binary("or", low_bits, f.convert("ptrtoint", self.places[name].pointer, I64))
+        if any(isinstance(s, For) and s.chunked and s.vector for s in walk_stmts(self.kernel.body)):
+            low_bits = f.binary("or", low_bits, self.scaled(f.parameters[1], self.vector_bytes // self.lanes))
+        low_bits = f.binary("and", low_bits, constant(self.vector_bytes - 1, I64))
+        is_aligned = f.compare("eq", low_bits, constant(0, I64))
+        is_large = f.compare("sgt", self.extent(total), constant(STREAM_BYTES, I64))
+        past, through = f.label("past"), f.label("through")
+        f.branch_if(f.binary("and", is_large, is_aligned), past, through)
+        f.block(past)
+        kept = dict(self.places)
+        self.streams = True
+        self.body(self.kernel.body)
+        self.streams = False
+        f.line("fence seq_cst")
+        f.ret(constant(0, I64))
+        f.block(through)
+        self.places, self.scalars = kept, {}
 
     # ---------------------------------------------------------------------------------- statements
 
@@ -251,7 +285,7 @@ class KernelEmitter(Loops):
                     merged = emit_combine(self.f, stmt.combine, before, part, place.dtype)
             assert merged is not None
             own_guard = guard.at(key) if guard is not None and not shared else None
-            self.store_item(place, linear, key, merged, own_guard, stmt.combine)
+            self.store_item(place, linear, key, merged, own_guard, stmt.combine, stmt.stream)
             return merged
 
         build(place.dtype, kept, item)

@@ -75,6 +75,8 @@ class Memory:
         self.first_extent_slot = 0
         self._spare: Value | None = None
         self._addresses: dict[object, Value] = {}
+        self.vector_bytes = lanes * 4  # of a register; the kernel emitter knows better
+        self.streams = False  # whether stores that may stream do
 
     # -------------------------------------------------------------------------------- extents, axes
 
@@ -383,6 +385,7 @@ class Memory:
         value: Value,
         guard: Value | None,
         combine: str,
+        stream: bool = False,
     ) -> None:
         """Stores one item; `combine` accumulates into memory. Lanes that share an address are combined."""
         f, axis = self.f, self.vector_axis()
@@ -418,9 +421,16 @@ class Memory:
             value = emit_combine(f, combine, self.from_memory(old, place.dtype), value, place.dtype)
         stored = self.to_memory(value, place.dtype)
         if mask is None:
-            f.store(stored, address)
+            past_caches = stream and self.streams and self.is_aligned(place, linear, axis)
+            f.store(stored, address, past_caches=past_caches)
         else:
             f.masked_store(stored, address, mask)
+
+    def is_aligned(self, place: Place, linear: Linear, axis: Axis) -> bool:
+        """Whether whole vectors are stored, at multiples of a vector from the place's first element on."""
+        rest = [linear.offset, *(coefficient for name, coefficient in linear.terms if name != axis.name)]
+        whole = all(isinstance(step, int) and step % axis.lanes == 0 for step in rest)
+        return whole and place.dtype.itemsize * axis.lanes == self.vector_bytes
 
     def _ends_in_padding(self, place: Place, linear: Linear, axis: Axis) -> bool:
         """Whether the lanes of a tail that do not exist fall behind the last element of a local array: the

@@ -11,7 +11,7 @@ printed, parsed, interpreted in plain Python and emitted as native code.
          | Combine(name, combine, expr)       name = name (sum|prod|max|min) expr: order may change
          | Assign(name, expr)                 name = expr: carried from one iteration to the next, in order
          | Temp(name, dtype, shape)           a local array, private to the chunk
-         | Store(target, index, expr, combine, guard)   to a buffer or a local array
+         | Store(target, index, expr, combine, guard, stream)   to a buffer or a local array
          | Check(condition, position)         fails the step, naming the first bad position
          | Prefetch(source, index, once)      asks for memory that will be touched soon; has no meaning
     Expr = Const(value, dtype) | Ref(name, dtype) | IndexValue(affine) | ExtentValue(extent)
@@ -24,10 +24,11 @@ the kernel's chunk axis; every other `For` runs over its whole extent. What is c
 through memory in slots of their own (an index with `chunk`), and a later kernel combines the slots, so
 chunks may run in any order on any worker.
 
-`tile`, `vector`, `apart` and `Prefetch` are the schedule, not the meaning: `tile 6` unrolls and jams six
-iterations, `vector 2` runs two SIMD vectors of iterations at a time, and a loop that is `apart` runs for each
-of the jammed iterations around it in turn. The interpreter ignores them. In a vectorised
-loop, a `Var` declared outside may only be changed by `Combine`.
+`tile`, `vector`, `apart`, `stream` and `Prefetch` are the schedule, not the meaning: `tile 6` unrolls and
+jams six iterations, `vector 2` runs two SIMD vectors of iterations at a time, a loop that is `apart` runs for
+each of the jammed iterations around it in turn, and `stream` stores past the caches where the kernel's
+buffers exceed them. The interpreter ignores them. In a vectorised loop, a `Var` declared outside may only be
+changed by `Combine`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from graphc.ir.types import DType, Extent, Shape, TensorType, bool_, dim, evalua
 if TYPE_CHECKING:
     from graphc.ir.graph import ConstantData, Variable
 
+STREAM_BYTES = 2**25
+"""What the last-level cache holds, on common server cores."""
 CHUNK = "chunk"  # the name of the chunk number in affine indices
 
 
@@ -254,6 +257,8 @@ class Store:
     expr: Expr
     combine: str = ""  # "" overwrites; sum | prod | max | min accumulate into memory
     guard: Expr | None = None
+    # Past the caches, if the kernel's buffers together take more than STREAM_BYTES.
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,12 @@ def _stmt(cursor: Cursor, lines: _Lines, scope: _Scope) -> Stmt:
         cursor.fail("expected a statement")
     if cursor.peek(1).text in _ASSIGNING:
         stmt = _assignment(cursor, scope)
+    elif keyword == "stream":
+        cursor.take()
+        store = _assignment(cursor, scope)
+        if not isinstance(store, Store):
+            cursor.fail("only a store streams")
+        stmt = replace(store, stream=True)
     elif keyword == "for":
         return _for(cursor, lines, scope)
     elif keyword in ("let", "var", "temp", "check", "prefetch"):

@@ -3,10 +3,11 @@
 A kernel of rows computes nothing while it waits for the first touch of a row, and leaves memory idle while it
 computes; the hardware's own prefetcher follows a sweep only to the end of its row. So:
 
-- what a sweep loads at `a[i, j]` is asked for one row ahead, in any sweep of the row before;
+- what a sweep loads at `a[i, j]` is asked for one row ahead, in the sweep of the row before that computes
+  most;
 - what a sweep stores to `b[i, j]` (a store fetches its cache line, too) is asked for in an earlier sweep of
-  the same row; if the first sweep stores it, one row ahead;
-- each such stream goes to the sweep that computes most per stream, so that requests do not queue;
+  the same row; if the first sweep stores it, one row ahead. Of those it goes to the one that computes most
+  per request, so that requests do not queue;
 - left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
   for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
   Extents that are bound at run time are taken for large buffers of middling rows.
@@ -100,7 +101,8 @@ def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
         same_row = stream.is_stored and any(s.axis == stream.axis for s in sweeps[: stream.first_sweep])
         last = stream.first_sweep if same_row else len(sweeps)
         allowed = [n for n in range(last) if sweeps[n].axis == stream.axis]
-        chosen = max(allowed, key=lambda n: costs[n] / (len(asked[n]) + 1))
+        crowd = [len(prefetches) + 1 if stream.is_stored else 1 for prefetches in asked]
+        chosen = max(allowed, key=lambda n: costs[n] / crowd[n])
         ahead = {} if same_row else {rows.axis: Affine.of(rows.axis) + rows.tile}
         asked[chosen].append(Prefetch(stream.buffer, tuple(a.substitute(ahead) for a in stream.index)))
     body = list(rows.body)

@@ -39,6 +39,7 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.machine import Machine
 from graphc.ir.prefetch import prefetch_products, prefetch_rows
+from graphc.ir.streams import stream_outputs, unread_outputs
 from graphc.ir.types import Extent
 from graphc.ir.unroll import loop_vectors
 
@@ -48,12 +49,13 @@ SPLIT_ROWS = 96
 
 def schedule(program: KernelProgram, machine: Machine) -> KernelProgram:
     """Sets tiles, vectors, granules and costs of all kernels; their meaning stays the same."""
-    kernels = tuple(schedule_kernel(collapse(kernel), machine) for kernel in program.kernels)
+    unread = unread_outputs(program)
+    kernels = tuple(schedule_kernel(collapse(kernel), machine, unread) for kernel in program.kernels)
     return replace(program, kernels=kernels)
 
 
-def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
-    """One kernel with its schedule."""
+def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = frozenset()) -> Kernel:
+    """One kernel with its schedule. `unread`: storages that no kernel reads and this one alone may write."""
     lanes = max(machine.vector_bytes // _widest(kernel), 2)
     axis = _vector_axis(kernel)
     tiles: dict[str, int] = {}
@@ -81,7 +83,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine) -> Kernel:
         granule = SPLIT_ROWS
     scheduled = replace(kernel, body=body, granule=granule)
     scheduled = replace(scheduled, cost=kernel_cost(scheduled, lanes if axis else 1) // 1000 + 1)
-    return prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)
+    scheduled = prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)
+    return stream_outputs(scheduled, unread, machine.vector_bytes)
 
 
 def _is_split(body: Body) -> bool:

@@ -127,7 +127,8 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
         return f"prefetch {'once ' if stmt.once else ''}{stmt.source}[{format_index(stmt.index)}]"
     guard = "" if stmt.guard is None else f" if {format_expr(stmt.guard, scalars)}"
     symbol = _combine_symbol(stmt.combine) if stmt.combine else "="
-    return f"{stmt.target}[{format_index(stmt.index)}{guard}] {symbol} {format_expr(stmt.expr, scalars)}"
+    target = f"stream {stmt.target}" if stmt.stream else stmt.target
+    return f"{target}[{format_index(stmt.index)}{guard}] {symbol} {format_expr(stmt.expr, scalars)}"
 
 
 def format_body(body: Body, indent: int = 0, scalars: Names = NO_NAMES) -> Iterator[tuple[Stmt, str]]:

@@ -229,6 +229,8 @@ class _KernelVerifier:
             self._combine(stmt.combine, array.dtype)
             if stmt.target in self._fresh - self._stored:
                 self.fail(f"buffer {stmt.target} is combined into before anything writes it")
+        if stmt.stream and (stmt.combine or stmt.guard is not None or array.access == "local"):
+            self.fail("only plain stores to buffers stream")
         self._stored.add(stmt.target)
         if self.kernel.chunk_axis and array.access != "local":
             names = frozenset().union(*(affine.names for affine in stmt.index))

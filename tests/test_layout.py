@@ -90,3 +90,14 @@ def test_copies_of_large_operands_are_cut_into_chunks():
     text = gx.compile(gx.input("x", (512, 512)) @ gx.input("w", (512, 512))).dump("program")
     counts = [int(count) for count in re.findall(r"region r\d: (\d+) chunks", text)]
     assert len(counts) == 2 and min(counts) > 1
+
+
+@pytest.mark.parametrize(("rows", "along_lines"), [(256, False), (1030, True), (gx.dim("B"), True)])
+def test_a_long_transposing_copy_runs_along_the_lines_that_it_reads(rows, along_lines):
+    height = rows if isinstance(rows, int) else 300
+    values = np.random.default_rng(5).standard_normal((height, 45)).astype("f")
+    x = gx.input("x", (rows, 45))
+    exe = gx.compile(gx.transpose(x) + 1)
+    loops = re.findall(r"for (\w+)<.*?>.* (tile|vector) ", exe.dump("kernels"))
+    assert [kind for _, kind in loops] == (["vector", "tile"] if along_lines else ["tile", "vector"])
+    np.testing.assert_array_equal(exe.run(x=values), values.T + np.float32(1))

@@ -184,6 +184,24 @@ def test_rows_that_are_near_or_meet_many_columns_are_not_asked_for():
     assert "prefetch once" in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "1000"))
 
 
+def test_rows_that_every_panel_meets_again_are_not_asked_for():
+    panels = """
+kernel k contract i<B>
+  in a: f32[B, 784]
+  in b: f32[PANELS, 784, 16]
+  out c: f32[B, WIDTH]
+  for jp<PANELS>:
+    for i<B> chunked:
+      for j<16>:
+        var total: f32 = 0.0
+        for k<784>:
+          total += a[i, k] * b[jp, k, j]
+        c[i, j + 16*jp] = total
+"""
+    assert "prefetch once a" not in scheduled(panels.replace("PANELS", "32").replace("WIDTH", "512"))
+    assert "prefetch once a" in scheduled(panels.replace("PANELS", "1").replace("WIDTH", "16"))
+
+
 def test_a_buffer_may_be_called_once():
     text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace(" a", " once").replace("a[", "once["))
     assert "prefetch once once[i + 6, 6*k]" in text

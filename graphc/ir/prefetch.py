@@ -19,7 +19,8 @@ exceed the nearest cache.
 
 A product of few columns, `acc += a[i, k] * b[k, j]` with all j in one tile, computes about as long on its
 rows as memory needs to bring them. While it computes a tile of rows it asks for the next ones, which lie
-right behind: at each of the tile's steps for the next bytes of that stretch.
+right behind: at each of the tile's steps for the next bytes of that stretch. Where it goes over the same
+rows once for every panel, all passes but the first would ask for what is in cache.
 """
 
 from __future__ import annotations
@@ -199,17 +200,21 @@ def _read_down(kernel: Kernel, loop: For) -> list[tuple[str, Index]]:
     return list(found)
 
 
-def _asking_for_next_rows(kernel: Kernel, body: Body, rows: For | None, lanes: int) -> Body:
+def _asking_for_next_rows(
+    kernel: Kernel, body: Body, rows: For | None, lanes: int, repeated: bool = False
+) -> Body:
     """A body with the prefetches of the next tile's rows; `rows` is the tiled loop around it, if all loops
-    between run once."""
+    between run once. Rows that a loop further out goes over again (`repeated`) are left alone."""
     result: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For):
             asked: tuple[Stmt, ...] = ()
             if any(isinstance(s, For) for s in stmt.body):
                 runs_once = isinstance(stmt.extent, int) and stmt.vector and stmt.extent <= stmt.tile * lanes
-                around = rows if runs_once else None if stmt.vector or stmt.tile == 1 else stmt
-                inner = _asking_for_next_rows(kernel, stmt.body, around, lanes)
+                is_rows = not (stmt.vector or stmt.tile == 1 or repeated)
+                around = rows if runs_once else stmt if is_rows else None
+                again = repeated or not (runs_once or is_rows or stmt.extent == 1)
+                inner = _asking_for_next_rows(kernel, stmt.body, around, lanes, again)
             else:
                 inner = stmt.body
                 asked = tuple(_next_rows(kernel, stmt, rows)) if rows is not None else ()

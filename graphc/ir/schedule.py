@@ -38,7 +38,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.machine import Machine
-from graphc.ir.prefetch import prefetch_products, prefetch_rows
+from graphc.ir.prefetch import LINE_BYTES, prefetch_products, prefetch_rows
 from graphc.ir.streams import stream_outputs, unread_outputs
 from graphc.ir.types import Extent
 from graphc.ir.unroll import loop_vectors
@@ -59,6 +59,7 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
     lanes = max(machine.vector_bytes // _widest(kernel), 2)
     axis = _vector_axis(kernel)
     tiles: dict[str, int] = {}
+    partner = ""
     if axis:
         extents = {s.axis: s.extent for s in walk_stmts(kernel.body) if isinstance(s, For)}
         if kernel.form == "contract":
@@ -75,6 +76,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
         return None
 
     body = map_stmts(kernel.body, stmt_rule=rule)
+    if partner:
+        body = map_stmts(body, stmt_rule=lambda stmt: _along_lines(stmt, partner, axis, machine))
     granule = 1
     if kernel.chunk_axis in tiles:
         granule = max(s.tile for s in walk_stmts(body) if isinstance(s, For) and s.chunked)
@@ -202,6 +205,22 @@ def _turning_axis(kernel: Kernel, axis: str) -> str:
         if partner := _turns(kernel, flat, axis):
             return partner
     return ""
+
+
+def _along_lines(stmt: Stmt, partner: str, axis: str, machine: Machine) -> Body | None:
+    """The two loops of squares that are turned, interchanged where a column of squares fills the cache.
+
+    A square takes but a part of each line that it reads. The rest is still at hand for the next square if
+    the inner loop runs along the lines, at the price of as many open lines as a chunk writes rows.
+    """
+    if not (isinstance(stmt, For) and stmt.axis == partner and len(stmt.body) == 1):
+        return None
+    inner = stmt.body[0]
+    if not (isinstance(inner, For) and inner.axis == axis):
+        return None
+    if isinstance(inner.extent, int) and inner.extent * LINE_BYTES < machine.cache_bytes[0]:
+        return None
+    return (replace(inner, body=(replace(stmt, body=inner.body),)),)
 
 
 def _may_vectorise(kernel: Kernel, body: Body, axis: str) -> bool:

@@ -3,12 +3,10 @@
 The first touch of fresh pages costs more than most kernels, so a dropped result's memory goes back to its
 pool and the next result of that size gets it. A view of a result keeps the memory too. Small results come
 from numpy: the C library's heap recycles them just so, for a tenth of the price.
-pool and the next result of that size gets it. A view of a result keeps the memory too.
 
 Large arrays begin near the start of a page, wherever they come from. A CPU tells a load from an earlier store
 by the address within the page at first, so that reading row i of one array waits for row i of another that
 has just been stored. Large results therefore begin elsewhere in their page, each kind of place in turn.
-from math import prod
 """
 
 from __future__ import annotations

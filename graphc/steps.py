@@ -138,7 +138,6 @@ class StepLoop:
         """The arrays as rows that native code can feed or gather, converted where they must be.
 
         None where only a loop over `run` will do: a value that cannot be converted (which must raise at its
-        None where only a loop over `run` will do: a value that cannot be converted (which must raise at its
         batch), a dataset too large to convert, or one to convert in memory that training writes to. Also
         where there is so little to do that the loop is faster.
         """

@@ -73,3 +73,40 @@ def test_state_is_read_before_the_same_kernel_overwrites_it():
     NativeEngine(stages.kernels).run({"x": xs}, {})
     np.testing.assert_allclose(p.operand.node.variable.array, xs * 3.0)
     np.testing.assert_allclose(q.operand.node.variable.array, logistic(np.arange(9.0) + 0.5) * xs * 3.0)
+
+
+def test_what_a_sweep_reads_is_not_named_where_the_sweep_has_ended():
+    # w / (v * v + 1) reads w, is summed over v's axis, and the sum updates w: named beside that store, the
+    # quotient would be out of its loop.
+    w = gx.param("w", (17, 1), init=np.arange(1.0, 18.0).reshape(17, 1), dtype="float64")
+    v = gx.param("v", (17,), init=np.linspace(-1.0, 1.0, 17), dtype="float64")
+    quotient = w / (gx.square(v) + 1.0)
+    executable = gx.compile(
+        v, loss=(quotient * quotient).mean() + (v * v).mean(), optimizer=gx.optim.Adagrad(lr=0.01, eps=0.01)
+    )
+    before = executable.params["w"].copy()
+    divisor = executable.params["v"] ** 2 + 1.0
+    gradient = (2.0 * before / divisor**2).sum(1, keepdims=True) / 17**2
+    executable.run()
+    np.testing.assert_allclose(
+        executable.params["w"], before - 0.01 * gradient / (np.abs(gradient) + 0.01), rtol=1e-12
+    )
+
+
+def test_a_value_laid_out_in_panels_is_not_swept_over_by_rows():
+    # A product of the gradient wants `scaled` in panels of its columns, the loss a sum over its rows.
+    b = gx.dim("B")
+    x = gx.input("x", (b, 16), dtype="float64")
+    w = gx.param("w", (16,), init=np.linspace(-3.0, 3.0, 16), dtype="float64")
+    scaled = gx.clip(w, -2.0, 2.0) * x
+    product = gx.clip(scaled, -2.0, 2.0) @ gx.swapaxes(scaled, -1, -2)
+    executable = gx.compile(product, loss=product.sum() + scaled.sum())
+    xs = np.random.default_rng(3).normal(size=(13, 16))
+    factor = np.clip(np.linspace(-3.0, 3.0, 16), -2.0, 2.0)
+    right = factor * xs
+    left = np.clip(right, -2.0, 2.0)
+    np.testing.assert_allclose(executable.run(x=xs), left @ right.T, rtol=1e-12)
+    by_scaled = (abs(right) <= 2.0) * right.sum(0) + left.sum(0) + 1.0
+    inside = abs(np.linspace(-3.0, 3.0, 16)) <= 2.0
+    gradient = (by_scaled * xs).sum(0) * inside
+    np.testing.assert_allclose(executable.grads["w"], gradient, rtol=1e-12, atol=1e-12)

@@ -35,6 +35,7 @@ from graphc.ir.clusters import (
 )
 from graphc.ir.graph import Graph, Node, Operand, Variable
 from graphc.ir.groups import Group, GroupOrder, Profile
+from graphc.ir.rewrite.layout import panel_of
 from graphc.ir.types import Extent
 
 MAX_CLUSTER = 96  # nodes; bounds kernels, the search, and how deep expressions nest
@@ -97,6 +98,7 @@ class _Fuser:
             len(self.reads[node]) + len(self.consumers[node]),
             is_solo=family in ("scan", "effect") or node.name == "scatter_add",
             has_copy=node.name == "copy",
+            panels=frozenset(label for label in out[-1:] if label is not None and panel_of(node)),
         )
         self._split(group)
         return group
@@ -138,6 +140,8 @@ class _Fuser:
         elif problem := self._unfit_for_product(group, contract, inner, prologue):
             return problem
         parallel = [label for label in group.order if label not in inner]
+        if not inner.isdisjoint(group.panels):
+            return "a sweep runs over whole rows, not panel by panel"
         if inner and not parallel and len(group.nodes) > 1 and not self._is_small(group.order):
             return "the whole tensor would be swept by one core"
         for profile, nodes in group.profiles.items():

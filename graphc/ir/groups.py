@@ -38,6 +38,7 @@ class Group:
     edges: int = 0  # reads by and of the nodes
     is_solo: bool = False  # the op has a kernel of its own
     has_copy: bool = False
+    panels: frozenset[Label] = frozenset()  # labels along which a node is laid out in panels
     parallel: list[Label] = field(default_factory=list)
     inner: list[Label] = field(default_factory=list)
     rank: int = 0
@@ -58,6 +59,7 @@ class Group:
             state_reads=self.state_reads + other.state_reads,
             edges=self.edges + other.edges,
             has_copy=self.has_copy or other.has_copy,
+            panels=_renamed(self.panels | other.panels, renamed),
         )
 
 

@@ -323,12 +323,15 @@ class Nest:
 
     def _read_before_store(self, node: Node) -> None:
         """Names what else reads, at this iteration, the state that a node is about to overwrite: inlined
-        into a later value, it would read the new state. (In sweeps only what the node is made of does.)"""
+        into a later value, it would read the new state. (In sweeps only what the node is made of does, and
+        what a sweep reads of a row's state stands before that sweep already.)"""
         if self.sweep is not None:
             return
         written = set(self.lowering.storages_of(node))
         for reader in self.cluster.nodes:
             if reader is node or reader in self.row_memo or reader.op.family != "elementwise":
+                continue
+            if self.is_inner(reader):
                 continue
             sources = (read.terminal.node for read in self.lowering.reads(reader))
             if any(source.name == "parameter" and source.variable.name in written for source in sources):

@@ -55,6 +55,11 @@ F32 = LLType("float")
 F64 = LLType("double")
 
 
+def structure(types: Sequence[LLType]) -> LLType:
+    """Several values as one: what a function returns in registers. Parts are had by `extractvalue`."""
+    return LLType(f"{{ {', '.join(map(str, types))} }}")
+
+
 def register_type(dtype: DType, lanes: int = 1) -> LLType:
     """How a dtype is held in registers: bool as i1, the others as themselves."""
     return LLType("i1" if dtype.is_bool else _ELEMENT[dtype.name], lanes)
@@ -288,6 +293,13 @@ class Function:
             self.line(f"call void {text}")
             return None
         return self.emit(result, f"call {result} {text}")
+
+    def gathered(self, type: LLType, parts: Sequence[Value]) -> Value:
+        """A value of a `structure` type from its parts."""
+        result = Value(type, "poison")
+        for number, part in enumerate(parts):
+            result = self.emit(type, f"insertvalue {result}, {part}, {number}")
+        return result
 
     def opaque(self, a: Value) -> Value:
         """The same integer, with no instruction, as one that LLVM knows nothing about."""

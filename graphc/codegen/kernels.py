@@ -26,6 +26,7 @@ from graphc.codegen.builder import (
 from graphc.codegen.emitted import EmittedKernel
 from graphc.codegen.loops import Loops
 from graphc.codegen.memory import Place, linearise, pointer_operand
+from graphc.codegen.repeated import call_repeated, repeated_functions
 from graphc.codegen.scalars import emit_cast, emit_combine, emit_expression, emit_prim
 from graphc.codegen.tiles import Key, Tile, build, keys
 from graphc.errors import LoweringError
@@ -57,7 +58,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import DType, Extent, int32, int64
+from graphc.ir.types import DType, Extent, float32, int32, int64
 
 ABREAST = 4
 """Items of a tile that run through an operation in step: enough chains to hide the latency of a polynomial,
@@ -96,6 +97,7 @@ class KernelEmitter(Loops):
         self.kernel = kernel
         self.first_extent_slot = len(kernel.buffers)
         self.vector_bytes = vector_bits // 8
+        self.repeated = repeated_functions(kernel)
         self._splats: dict[tuple[str, str, int], Value] = {}
 
     def emit(self) -> None:
@@ -331,8 +333,15 @@ class KernelEmitter(Loops):
             case Prim():
                 return self.primitive(expr)
 
-    def mapped(self, dtype: DType, tiles: list[Tile], emit: Callable[[list[Value]], Value]) -> Tile:
-        """Applies an operation item by item over all axes that its operands vary with."""
+    def mapped(
+        self,
+        dtype: DType,
+        tiles: list[Tile],
+        emit: Callable[[list[Value]], Value],
+        emit_all: Callable[[list[list[Value]]], list[Value]] | None = None,
+    ) -> Tile:
+        """Applies an operation item by item over all axes that its operands vary with, or (`emit_all`) to
+        the items that run in step at once."""
         axes = self.tiled({axis for tile in tiles for axis in tile.axes})
         combinations = list(keys(axes))
         operands = [(tuple(k.values()), self.aligned([tile.at(k) for tile in tiles])) for k in combinations]
@@ -340,7 +349,10 @@ class KernelEmitter(Loops):
         groups = max(-(-len(operands) // ABREAST), 1)
         for number in range(groups):
             group = operands[len(operands) * number // groups : len(operands) * (number + 1) // groups]
-            values = self.f.in_step([partial(emit, values) for _, values in group])
+            if emit_all is not None:
+                values = emit_all([values for _, values in group])
+            else:
+                values = self.f.in_step([partial(emit, values) for _, values in group])
             items.update(zip((key for key, _ in group), values, strict=True))
         return Tile(dtype, tuple(axis.name for axis in axes), items)
 
@@ -352,7 +364,9 @@ class KernelEmitter(Loops):
                     return self.mapped(expr.dtype, tiles, lambda v: self.f.fmuladd(*v))
         tiles = [self.evaluate(operand) for operand in expr.operands]
         dtype = tiles[-1].dtype
-        return self.mapped(expr.dtype, tiles, lambda v: emit_expression(self.f, expr, v, dtype))
+        is_called = expr.name in self.repeated and dtype == float32
+        emit_all = partial(call_repeated, self.f, expr) if is_called else None
+        return self.mapped(expr.dtype, tiles, lambda v: emit_expression(self.f, expr, v, dtype), emit_all)
 
     def index_value(self, affine: Affine, element: str) -> Tile:
         """An affine function of the loop axes as an integer, lane by lane."""

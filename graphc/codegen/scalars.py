@@ -72,9 +72,14 @@ def _extremum(f: Function, name: str, a: Value, b: Value, dtype: DType) -> Value
 def emit_expression(f: Function, expr: Prim, operands: list[Value], dtype: DType) -> Value:
     """`emit_prim` of an expression whose operands are values, with a shorter form where what the operands
     are made of allows one: exp of what is never positive, as exp(-|x|) and exp(-x^2)."""
-    if expr.name == "exp" and _never_positive(expr.operands[0]):
+    if form_of(expr) == "exp_not_positive":
         return exp_not_positive(f, operands[0])
     return emit_prim(f, expr.name, operands, dtype)
+
+
+def form_of(expr: Prim) -> str:
+    """The name of the function that an expression calls for: its own, or that of a shorter form."""
+    return "exp_not_positive" if expr.name == "exp" and _never_positive(expr.operands[0]) else expr.name
 
 
 def _never_positive(expr: Expr) -> bool:

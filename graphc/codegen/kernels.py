@@ -267,6 +267,10 @@ class KernelEmitter(Loops):
         if stmt.combine:
             # An accumulation happens once per iteration, also of a tiled axis it does not depend on.
             names |= {axis.name for axis in self.axes.values() if axis.is_tiled}
+        turned = self.transposing_axis(place, linear) if not stmt.combine and guard is None else None
+        if turned is not None:
+            self.store_transposed(place, linear, value, turned)
+            return
         shared = [a for a in self.tiled(names - own) if not a.vector] if stmt.combine else []
         kept = [a for a in self.tiled(names) if a not in shared]
 

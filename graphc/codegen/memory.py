@@ -19,7 +19,7 @@ from graphc.codegen.builder import (
     memory_type,
 )
 from graphc.codegen.scalars import emit_combine, reduce_lanes
-from graphc.codegen.tiles import Axis, Scope, Tile, build
+from graphc.codegen.tiles import Axis, Scope, Tile, build, keys
 from graphc.errors import LoweringError
 from graphc.ir.kernels import CHUNK, Affine, Index, contiguous_strides
 from graphc.ir.scalar import combine_identity
@@ -328,6 +328,27 @@ class Memory:
             return squares[others][key[rows.name]]
 
         return build(place.dtype, axes, item)
+
+    def store_transposed(self, place: Place, linear: Linear, value: Tile, rows: Axis) -> None:
+        """Turns each square of a tile in registers and stores vectors along the rows."""
+        vector = self.vector_axis()
+        assert vector is not None
+        stride = dict(linear.terms)[vector.name]
+        axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
+        for key in keys([axis for axis in axes if axis is not rows]):
+            square = [value.at({**key, rows.name: row}) for row in range(rows.count)]
+            stored = [self.to_memory(self.f.splat(v, vector.lanes), place.dtype) for v in square]
+            corner = self.address(place, linear, {**key, rows.name: 0})
+            for lane, part in enumerate(transposed(self.f, stored)):
+                exists = self.exists(vector, key, lane)
+                if exists is False:
+                    continue
+                offset = self.scaled(constant(lane, I64), stride)
+                address = self.f.gep(corner, offset, memory_type(place.dtype)) if lane else corner
+                if isinstance(exists, Value):
+                    self.f.masked_store(part, address, self.f.splat(exists, vector.lanes))
+                else:
+                    self.f.store(part, address)
 
     def exists(self, axis: Axis, key: dict[str, int], lane: int) -> Value | bool:
         """Whether a lane of a vector is an iteration of its loop; in a tail some are not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from graphc.errors import LoweringError
 from graphc.ir.access import Label, Labels, Read, is_view
@@ -41,10 +42,12 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.literals import plain_name
 from graphc.ir.nest import COMBINE_OF, Nest
-from graphc.ir.rewrite.layout import SPACING, panel_of, rows_collide
+from graphc.ir.rewrite.layout import SPACING, lies_turned, panel_of, rows_collide
 from graphc.ir.scalar import combine_identity
 from graphc.ir.solo import check_kernel, scan_kernel, scatter_kernel
 from graphc.ir.types import Extent, Guard, TensorType, dim, floordiv
+
+T = TypeVar("T")
 
 
 def lower(graph: Graph, clustering: Clustering, guards: Iterable[Guard] = ()) -> KernelProgram:
@@ -216,10 +219,17 @@ class Lowering:
         if nest.chunk_label is None or nest.chunk_label in self.out_labels(node):
             return self.storages_of(node)[0], type, False
         if node not in self._partials:
-            slots = TensorType(type.dtype, (dim(f"{nest.name}.chunks"), *type.shape))
+            shape = self.place_in_slot(node, type.shape)
+            slots = TensorType(type.dtype, (dim(f"{nest.name}.chunks"), *shape))
             self._partials[node] = (self.temporary(slots), slots)
         storage, slots = self._partials[node]
         return storage, slots, True
+
+    def place_in_slot(self, node: Node, index: tuple[T, ...]) -> tuple[T, ...]:
+        """The index of an element, or the shape, of a result as it lies in a chunk's slot: the axes of a
+        product are exchanged if that suits its tiles and nothing but the slots' reader sees it."""
+        turned = node in self.clustering.split and lies_turned(node.types[0])
+        return (index[1], index[0]) if turned and self._is_left_to_reader(node) else index
 
     # -------------------------------------------------------------------------------------- loads
 
@@ -251,7 +261,7 @@ class Lowering:
         buffer = nest.buffer(storage, slots, "in")
         names = {n for affine in index for n in affine.names}
         depth = max((nest.depth_of[n] for n in names), default=0)
-        part = Load(buffer, (Affine.of(axis), *index), dtype)
+        part = Load(buffer, (Affine.of(axis), *self.place_in_slot(node, index)), dtype)
         nest.regions[depth] += [
             Var(name, dtype, Const(combine_identity(combine, dtype), dtype)),
             For(axis, slots.shape[0], (Combine(name, combine, part),)),
@@ -393,9 +403,7 @@ class Lowering:
 
     def _combine_slots(self, node: Node) -> None:
         """Leaves the slots to their reader where that is free, else adds a kernel that combines them."""
-        readers = self._external.get(node, set())
-        is_scalar = all(label is None for label in self.out_labels(node))
-        if node not in self._names and (is_scalar or self._reader_spans(node, readers)):
+        if self._is_left_to_reader(node):
             return
         storage, slots = self._partials.pop(node)
         name = f"k{len(self.kernels)}"
@@ -432,6 +440,12 @@ class Lowering:
                 origin=origin,
             )
         )
+
+    def _is_left_to_reader(self, node: Node) -> bool:
+        """Whether a result that lies in slots has no storage of its own: its reader combines them."""
+        is_scalar = all(label is None for label in self.out_labels(node))
+        readers = self._external.get(node, set())
+        return node not in self._names and (is_scalar or self._reader_spans(node, readers))
 
     def _reader_spans(self, node: Node, readers: set[Cluster]) -> bool:
         """Whether the one cluster that reads a result runs over just its elements, aligned."""

@@ -267,7 +267,8 @@ class Nest:
                 storage, type, _ = self.lowering.accumulator_of(self, node)
                 index = tuple(self.index_of(label) for label in self.lowering.out_labels(node))
                 buffer = self.buffer(storage, type, "out")
-                row.append(Store(buffer, (Affine.of(CHUNK), *index), total))
+                place = self.lowering.place_in_slot(node, index)
+                row.append(Store(buffer, (Affine.of(CHUNK), *place), total))
             elif self.lowering.needs_memory(node):
                 self._store_result(node)
 

@@ -156,8 +156,9 @@ def _score(
             continue
         if isinstance(stmt, Store):
             flat = flats.of(stmt.target, stmt.index)
+            is_plain = not stmt.combine and stmt.guard is None
             for axis in open_axes:
-                scores[axis] += 2 * weight * _contiguity(kernel, flat, stmt.index, axis, False)
+                scores[axis] += 2 * weight * _contiguity(kernel, flat, stmt.index, axis, is_plain)
         for expr in exprs_of(stmt):
             for part in walk_expr(expr):
                 if isinstance(part, Load):
@@ -166,16 +167,16 @@ def _score(
                         scores[axis] += weight * _contiguity(kernel, flat, part.index, axis, True)
 
 
-def _contiguity(kernel: Kernel, flat: Affine | None, index: Index, axis: str, is_load: bool) -> float:
+def _contiguity(kernel: Kernel, flat: Affine | None, index: Index, axis: str, may_turn: bool) -> float:
     """1 for lanes that lie next to each other, -4 for lanes that need a gather, 0 for one element.
 
-    A strided load is nearly as good if squares of it can be turned in registers."""
+    A strided access is nearly as good if squares of it can be turned in registers."""
     if flat is None:
         return 1.0 if index and index[-1].coefficient(axis) == 1 else 0.0
     coefficient = flat.coefficient(axis)
     if coefficient == 0:
         return 0.0
-    if coefficient != 1 and is_load and _turns(kernel, flat, axis):
+    if coefficient != 1 and may_turn and _turns(kernel, flat, axis):
         return -0.25
     return 1.0 if coefficient == 1 else -4.0
 
@@ -196,10 +197,13 @@ def _chain(body: Body) -> list[str]:
 
 
 def _turning_axis(kernel: Kernel, axis: str) -> str:
-    """The row axis to unroll so that strided loads along the vector axis become squares."""
+    """The row axis to unroll so that strided accesses along the vector axis become squares."""
     flats = FlatIndices(kernel)
-    for load in loads_of(kernel.body):
-        flat = flats.of(load.source, load.index) if load.guard is None else None
+    places = [(load.source, load.index) for load in loads_of(kernel.body) if load.guard is None]
+    stores = [stmt for stmt in walk_stmts(kernel.body) if isinstance(stmt, Store)]
+    places += [(s.target, s.index) for s in stores if s.guard is None and not s.combine]
+    for name, index in places:
+        flat = flats.of(name, index)
         if flat is None or flat.coefficient(axis) in (0, 1):
             continue
         if partner := _turns(kernel, flat, axis):

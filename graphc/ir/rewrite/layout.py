@@ -44,6 +44,25 @@ PANEL_ROWS = 16
 """Rows of a result below which a panel would not be read often enough to pay for its copy."""
 
 
+TILE_COLUMNS = 16
+"""Whole vectors and register tiles, whatever the processor, divide this many columns."""
+
+
+def lies_turned(type: TensorType) -> bool:
+    """Whether the copies of a product that is added up in parts lie with its axes exchanged.
+
+    The lanes of a product run along the last axis of its result. Where that is the longer one by far, each
+    tile of rows would read the operand behind it again; with the shorter one last, one tile spans it, the
+    large operand is read once, element by element, and needs no alignment.
+    """
+    if type.rank != 2:
+        return False
+    rows, columns = type.shape
+    if not isinstance(rows, int) or not isinstance(columns, int) or rows % TILE_COLUMNS:
+        return False
+    return 0 < rows <= 2 * TILE_COLUMNS and columns >= 4 * rows
+
+
 def panel_of(node: Node) -> int:
     """The width of the panels in which a node is stored; 0 if it is not."""
     return int(node.attrs.get("panel", 0)) if node.name == "copy" else 0

@@ -79,12 +79,14 @@ class Bound:
     """A program at one size, ready to be called: operand blocks, tables, results.
 
     `nanoseconds` is the estimate of one run on one thread; `runs` how often `NativeEngine.run` was here;
-    `call` what runs it without that, if there is such a thing.
+    `call` what runs it without that, if there is such a thing. `is_taken` says that a run has begun to write
+    addresses into the block.
     """
 
     def __init__(self, engine: NativeEngine, bound: BoundProgram) -> None:
         self.bound = bound
         self.runs = 0
+        self.is_taken = False
         self.call: NativeCall | None = None
         self.nanoseconds = estimated_nanoseconds(bound)
         program, bindings = engine.program, bound.bindings
@@ -211,9 +213,11 @@ class NativeEngine:
         """The launch table at these dims, with the addresses of the last run."""
         return self.at(bindings).block
 
-    def fail(self, bindings: Mapping[str, int], feeds: Mapping[str, Array]) -> NoReturn:
-        """Raises the IndexRangeError of the last run at these dims, a failed one, which was given `feeds`."""
-        self._fail(self.at(bindings), feeds)
+    def fail(
+        self, bindings: Mapping[str, int], block: ProgramBlock, feeds: Mapping[str, Array]
+    ) -> NoReturn:
+        """Raises the IndexRangeError of the last run of a block at these dims, a failed one, on `feeds`."""
+        self._fail(self.at(bindings), block, feeds)
 
     def keeps(self, call: NativeCall) -> bool:
         """Whether a call belongs to one of the sizes that are kept."""
@@ -249,9 +253,16 @@ class NativeEngine:
             results[result.label] = array
             if result.source is None:
                 addresses.append(address_of(array))
-        ready.block.feeds[:] = addresses
-        if ready.block.run():
-            self._fail(ready, feeds)
+        # A signal handler or a finalizer may call this again before the native code runs.
+        block = ready.block.twin() if ready.is_taken else ready.block
+        was_taken, ready.is_taken = ready.is_taken, True
+        try:
+            block.feeds[:] = addresses
+            code = block.run()
+        finally:
+            ready.is_taken = was_taken
+        if code:
+            self._fail(ready, block, feeds)
         for result in ready.results:
             if result.source is not None:
                 source = self._look_up(ready, feeds, results, result.source)
@@ -274,8 +285,8 @@ class NativeEngine:
             return ready.arena[offset : offset + nbytes].view(dtype).reshape(shape)
         return _resident(storage)
 
-    def _fail(self, ready: Bound, feeds: Mapping[str, Array]) -> NoReturn:
-        launch, _, position = ready.block.status
+    def _fail(self, ready: Bound, block: ProgramBlock, feeds: Mapping[str, Array]) -> NoReturn:
+        launch, _, position = block.status
         kernel = self.program.kernels[launch]
         raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, {}, name))
 

@@ -264,11 +264,12 @@ class StepLoop:
                 first_step=rates.first_step,
                 rate_limit=rates.limit,
             )
-            block = engine.block(layout.bindings)
+            # Feeds of its own: a signal handler may call `run` before the native code does.
+            block = engine.block(layout.bindings).twin()
             block.feeds[:] = layout.feeds
             code, done = span.run(block)
             if code:
-                engine.fail(layout.bindings, self._feeds(layout, epoch, first + done * size))
+                engine.fail(layout.bindings, block, self._feeds(layout, epoch, first + done * size))
         return {name: values[:done].astype(np.float64) for name, values in histories.items()}, done
 
     def _feeds(self, layout: Layout, epoch: Epoch, first: int) -> dict[str, Array]:

@@ -18,6 +18,7 @@ import bench
 import bench_report
 import call_overhead
 import race
+import same_bits
 import scaling
 import workloads
 from test_roofline import PEAKS
@@ -30,6 +31,17 @@ def test_graphc_and_numpy_make_the_same(workload):
     for contender in (workload.graphc(data), workload.numpy(data)):
         error, where = workloads.worst_error(contender.checked(), expected)
         assert error < 1e-5, where
+
+
+@pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.name)
+def test_every_workload_has_the_same_bits_at_any_number_of_threads(workload):
+    assert same_bits.differing(workload, tiny=True) == []
+
+
+def test_different_bits_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(same_bits, "differing", lambda workload, tiny: [(3, "loss")])
+    assert same_bits.main(["xand", "--tiny"])
+    assert "DIFFERS: loss at 3 threads" in capsys.readouterr().out
 
 
 def test_every_workload_has_its_sizes_from_the_table():

@@ -13,6 +13,8 @@ import pytest
 import graphc as gx
 from graphc import calls
 from graphc.codegen.call import native_calls
+from graphc.codegen.launch import ProgramBlock
+from graphc.codegen.steps import Span
 from graphc.errors import DTypeError, FeedError, IndexRangeError, ShapeError, UsageError
 from graphc.executable import Executable
 from graphc.ir.addresses import address_of
@@ -740,3 +742,28 @@ def test_without_native_calls_everything_goes_the_general_way(monkeypatch):
         for found in (one.run(x=X, t=T), bound(), one.run(x=X, t=T, out=out)):
             assert found["loss"].tobytes() == general(other, x=X, t=T)["loss"].tobytes()
     assert one._calls == () and bound._call is None
+
+
+@pytest.mark.parametrize("in_fit", [False, True])
+def test_a_run_in_the_middle_of_a_call_leaves_its_feeds_alone(monkeypatch, in_fit):
+    """A signal handler or a finalizer may run the same executable after the addresses have been written."""
+    executable, alone = classifier(gx.optim.SGD(lr=0.0)), classifier(gx.optim.SGD(lr=0.0))
+    data = {"x": np.tile(X, (20, 1)), "t": np.tile(T, 20)}
+    expected = alone.fit(data, batch_size=4) if in_fit else general(alone, x=X, t=T)
+    others = []
+
+    def interrupt():
+        if not others:
+            others.append(None)
+            others[0] = general(executable, x=-X, t=T)["logits"]
+
+    run, span = ProgramBlock.run, Span.run
+    monkeypatch.setattr(ProgramBlock, "run", lambda block: (interrupt(), run(block))[1])
+    monkeypatch.setattr(Span, "run", lambda steps, block: (interrupt(), span(steps, block))[1])
+    found = executable.fit(data, batch_size=4) if in_fit else general(executable, x=X, t=T)
+    assert others
+    if in_fit:
+        assert found["loss"] == expected["loss"]
+    else:
+        np.testing.assert_array_equal(found["logits"], expected["logits"])
+    np.testing.assert_array_equal(others[0], general(alone, x=-X, t=T)["logits"])

@@ -6,6 +6,7 @@ schedule reorders sums. Every array stands between canaries, so that stray store
 
 import ctypes
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,7 +129,9 @@ class Draw:
         inner = [*axes, (name, extent)]
         rest = iterations * max(self.size(extent), 1)
         body = make(inner, rest, vector or is_vector, in_chunk or chunked)
-        return For(name, extent, tuple(body), chunked=chunked, tile=tile, vector=is_vector)
+        # Row by row through the tile around it: the kernel's rows must not wait for one another.
+        apart = not chunked and self.maybe(0.1)
+        return For(name, extent, tuple(body), chunked=chunked, tile=tile, vector=is_vector, apart=apart)
 
     def plain(self, body, axes, scalars, iterations, vector, in_chunk, chunked):
         body.append(
@@ -302,7 +305,7 @@ class Draw:
             value = prim("maximum", value, old)
         if self.maybe(0.2):
             ahead = self.random.choice((0, 1, 1000, dim("N")))
-            body.append(Prefetch(target, tuple(affine + ahead for affine in index)))
+            body.append(Prefetch(target, tuple(affine + ahead for affine in index), once=self.maybe()))
         body.append(Store(target, tuple(index), value, combine, guard))
 
     # ------------------------------------------------------------------------------- expressions
@@ -390,7 +393,7 @@ def gathered(draw, kernel):
         result = []
         for stmt in body:
             if isinstance(stmt, For):
-                stmt = For(stmt.axis, stmt.extent, through(stmt.body), stmt.chunked, stmt.tile, stmt.vector)
+                stmt = replace(stmt, body=through(stmt.body))
             elif isinstance(stmt, Let) and isinstance(stmt.expr, Load) and stmt.expr.guard is None:
                 load = stmt.expr
                 shape = next((b.type.shape for b in kernel.buffers if b.name == load.source), None)

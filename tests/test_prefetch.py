@@ -133,7 +133,13 @@ kernel k contract i<ROWS>
 
 def test_a_product_asks_for_rows_that_it_reads_down():
     text = scheduled(PRODUCT.replace("ROWS", "784"))
-    assert "for k<B>:\n        prefetch a[k + 8, i]\n        total +=" in text
+    assert "for k<B>:\n        prefetch a[k + 24, i]\n        total +=" in text
+
+
+def test_a_product_asks_less_far_ahead_in_a_sum_that_is_cut_into_chunks():
+    chunked = PRODUCT.replace("contract i<", "contract k<").replace("k<ROWS>", "k<B>", 1)
+    chunked = chunked.replace("i<ROWS> chunked:", "i<ROWS>:").replace("for k<B>:", "for k<B> chunked:")
+    assert "prefetch a[k + 8, " in scheduled(chunked.replace("ROWS", "784"))
 
 
 def test_a_product_asks_for_no_rows_that_are_near_or_lie_side_by_side():
@@ -208,3 +214,36 @@ def test_a_buffer_may_be_called_once():
     assert print_kernel(parse_kernel(text)) == text
     plain = text.replace("prefetch once once", "prefetch once")
     assert print_kernel(parse_kernel(plain)) == plain
+
+
+PANELS_BY_FEW = """
+kernel k contract p<49>
+  in a: f32[ROWS, B]
+  in b: f32[49, B, 16]
+  out c: f32[ROWS, 784]
+  for p<49> chunked:
+    for j<16>:
+      for i<ROWS>:
+        var total: f32 = 0.0
+        for k<B>:
+          total += a[i, k] * b[p, k, j]
+        c[i, j + 16*p] = total
+"""
+
+
+def test_few_rows_that_pass_by_a_panel_ask_for_the_next_one():
+    text = scheduled(PANELS_BY_FEW.replace("ROWS", "64"))
+    # 16 tiles of 4 rows by B steps: one element at each of them is the whole panel, B rows of 16.
+    assert (
+        "for k<B>:\n          prefetch once b[p + 1, 0, (floordiv(B, 4))*i + k]\n          total +=" in text
+    )
+    assert text.count("prefetch") == 1
+    assert print_kernel(parse_kernel(text)) == text
+    fewer = scheduled(PANELS_BY_FEW.replace("ROWS", "16"))
+    assert "prefetch once b[p + 1, 0, (B)*i + 4*k]" in fewer
+
+
+def test_panels_that_many_rows_pass_by_or_that_are_near_are_not_asked_for():
+    assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "784"))
+    assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "100"))
+    assert "prefetch once b" in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "1000"))

@@ -21,6 +21,10 @@ A product of few columns, `acc += a[i, k] * b[k, j]` with all j in one tile, com
 rows as memory needs to bring them. While it computes a tile of rows it asks for the next ones, which lie
 right behind: at each of the tile's steps for the next bytes of that stretch. Where it goes over the same
 rows once for every panel, all passes but the first would ask for what is in cache.
+
+A product that passes few rows by each panel of its other operand, `acc += a[i, k] * b[panel, k, j]` with all
+i for one panel after another, is done with a panel before the next one can come. The rows stay in cache; at
+each step they ask for the next bytes of the next panel, all of which is there when its turn comes.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
-from graphc.ir.types import Extent
+from graphc.ir.types import Extent, floordiv
 
 NEAR_BYTES = 2**19
 """A buffer of at most so many bytes stays in a core's own caches from one step to the next."""
@@ -59,6 +63,12 @@ NEAREST_BYTES = 2**15
 """What the first-level cache holds."""
 ROWS_AHEAD = 8
 """Rows of an operand that a product asks for ahead: about fifty cycles of multiply-adds."""
+FAR_ROWS_AHEAD = 24
+"""The same for rows far apart, which come from the shared cache, in a sum that is long."""
+SHORTEST_SUM = 32
+"""Steps of a sum below which a product does not ask ahead."""
+PANEL_PASSES = 128
+"""Rows that pass by a panel up to which its arrival is not hidden behind its use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,27 +171,25 @@ def prefetch_products(kernel: Kernel, lanes: int) -> Kernel:
     kernels as they are."""
     if kernel.form != "contract":
         return kernel
-    kernel = replace(kernel, body=_asking_for_next_rows(kernel, kernel.body, None, lanes))
+    kernel = replace(kernel, body=_asking_for_next(kernel, kernel.body, (), lanes))
 
     def rule(stmt: Stmt) -> Body | None:
         if not isinstance(stmt, For) or stmt.vector or any(isinstance(s, For) for s in stmt.body):
             return None
-        if isinstance(stmt.extent, int) and stmt.extent < 4 * ROWS_AHEAD:
+        if isinstance(stmt.extent, int) and stmt.extent < SHORTEST_SUM:
             return None
-        ahead = {stmt.axis: Affine.of(stmt.axis) + ROWS_AHEAD}
-        asked = tuple(
-            Prefetch(name, tuple(affine.substitute(ahead) for affine in index))
-            for name, index in _read_down(kernel, stmt)
-        )
-        return (replace(stmt, body=(*asked, *stmt.body)),)
+        return (replace(stmt, body=(*_rows_ahead(kernel, stmt), *stmt.body)),)
 
     return replace(kernel, body=map_stmts(kernel.body, stmt_rule=rule))
 
 
-def _read_down(kernel: Kernel, loop: For) -> list[tuple[str, Index]]:
-    """The operands of sums that a loop reads row by row: a line or more further at each iteration."""
+def _rows_ahead(kernel: Kernel, loop: For) -> list[Prefetch]:
+    """Requests for the operands of sums that a loop reads row by row: a line or more further each time.
+
+    A sum that is cut into chunks is short: what it asks for far ahead is the next chunk's.
+    """
     scalars = {s.name for s in walk_stmts(kernel.body) if isinstance(s, Let)}
-    found: dict[tuple[str, Index], None] = {}
+    found: dict[Prefetch, None] = {}
     for stmt in loop.body:
         loads = [p for e in exprs_of(stmt) for p in walk_expr(e)] if isinstance(stmt, Combine) else []
         for load in (p for p in loads if isinstance(p, Load) and p.guard is None):
@@ -196,46 +204,75 @@ def _read_down(kernel: Kernel, loop: For) -> list[tuple[str, Index]]:
             if far and isinstance(size, int) and size <= NEAREST_BYTES:
                 continue
             if far or (step == LINE_BYTES and isinstance(size, int) and size > NEAREST_BYTES):
-                found[load.source, load.index] = None
+                rows = FAR_ROWS_AHEAD if far and not loop.chunked else ROWS_AHEAD
+                ahead = {loop.axis: Affine.of(loop.axis) + rows}
+                found[Prefetch(load.source, tuple(a.substitute(ahead) for a in load.index))] = None
     return list(found)
 
 
-def _asking_for_next_rows(
-    kernel: Kernel, body: Body, rows: For | None, lanes: int, repeated: bool = False
-) -> Body:
-    """A body with the prefetches of the next tile's rows; `rows` is the tiled loop around it, if all loops
-    between run once. Rows that a loop further out goes over again (`repeated`) are left alone."""
+def _asking_for_next(kernel: Kernel, body: Body, outer: tuple[For, ...], lanes: int) -> Body:
+    """A body with the prefetches of what its tiles read next: rows, or a panel. `outer`: the loops around it
+    but for those that run once. Rows that a loop further out goes over again are left alone."""
     result: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For):
             asked: tuple[Stmt, ...] = ()
             if any(isinstance(s, For) for s in stmt.body):
                 runs_once = isinstance(stmt.extent, int) and stmt.vector and stmt.extent <= stmt.tile * lanes
-                is_rows = not (stmt.vector or stmt.tile == 1 or repeated)
-                around = rows if runs_once else stmt if is_rows else None
-                again = repeated or not (runs_once or is_rows or stmt.extent == 1)
-                inner = _asking_for_next_rows(kernel, stmt.body, around, lanes, again)
+                around = outer if runs_once else (*outer, stmt)
+                inner = _asking_for_next(kernel, stmt.body, around, lanes)
             else:
                 inner = stmt.body
-                asked = tuple(_next_rows(kernel, stmt, rows)) if rows is not None else ()
+                if outer and _is_row_tile(outer[-1]):
+                    once = all(loop.extent == 1 or _is_row_tile(loop) for loop in outer[:-1])
+                    rows = _next_rows(kernel, stmt, outer[-1]) if once else []
+                    asked = (*rows, *(_next_panels(kernel, stmt, *outer[-2:]) if len(outer) > 1 else ()))
             stmt = replace(stmt, body=(*asked, *inner))
         result.append(stmt)
     return tuple(result)
 
 
+def _is_row_tile(loop: For) -> bool:
+    return loop.tile > 1 and not loop.vector
+
+
+def _summed_loads(kernel: Kernel, loop: For) -> list[tuple[Load, Buffer]]:
+    """What the sums in a loop load from buffers that do not stay in a core's own caches."""
+    buffers = {b.name: b for b in kernel.buffers if not _is_near(b.type.nbytes)}
+    sums = [stmt for stmt in loop.body if isinstance(stmt, Combine)]
+    loads = [p for stmt in sums for e in exprs_of(stmt) for p in walk_expr(e) if isinstance(p, Load)]
+    return [(p, buffers[p.source]) for p in loads if p.guard is None and p.source in buffers]
+
+
+def _next_panels(kernel: Kernel, loop: For, panels: For, rows: For) -> list[Prefetch]:
+    """Requests for the panel behind the one that few rows pass by, spread evenly over all their steps."""
+    if not isinstance(rows.extent, int) or rows.extent > PANEL_PASSES:
+        return []
+    found: dict[Prefetch, None] = {}
+    for load, buffer in _summed_loads(kernel, loop):
+        if len(load.index) != 3 or load.index[:2] != (Affine.of(panels.axis), Affine.of(loop.axis)):
+            continue
+        depth, width = buffer.type.shape[1:]
+        if rows.axis in load.index[2].names or loop.extent != depth or not isinstance(width, int):
+            continue
+        step = -(-width * rows.tile // rows.extent)
+        place = Affine.of(loop.axis).scale(step) + Affine.of(rows.axis).scale(
+            floordiv(depth * step, rows.tile)
+        )
+        found[Prefetch(load.source, (Affine.of(panels.axis) + 1, Affine(), place), once=True)] = None
+    return list(found)
+
+
 def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
     """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows."""
     found: dict[Prefetch, None] = {}
-    for stmt in loop.body:
-        loads = [p for e in exprs_of(stmt) for p in walk_expr(e)] if isinstance(stmt, Combine) else []
-        for load in (p for p in loads if isinstance(p, Load) and p.guard is None):
-            buffer = next((b for b in kernel.buffers if b.name == load.source), None)
-            if buffer is None or _is_near(buffer.type.nbytes) or len(load.index) != 2:
-                continue
-            itemsize, width = buffer.type.dtype.itemsize, buffer.type.shape[1]
-            whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and loop.extent == width
-            is_long = not isinstance(width, int) or width * itemsize >= SHORTEST_ROW_BYTES
-            if whole_rows and is_long and rows.tile * itemsize <= LINE_BYTES:
-                behind = (Affine.of(rows.axis) + rows.tile, Affine.of(loop.axis).scale(rows.tile))
-                found[Prefetch(load.source, behind, once=True)] = None
+    for load, buffer in _summed_loads(kernel, loop):
+        if len(load.index) != 2:
+            continue
+        itemsize, width = buffer.type.dtype.itemsize, buffer.type.shape[1]
+        whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and loop.extent == width
+        is_long = not isinstance(width, int) or width * itemsize >= SHORTEST_ROW_BYTES
+        if whole_rows and is_long and rows.tile * itemsize <= LINE_BYTES:
+            behind = (Affine.of(rows.axis) + rows.tile, Affine.of(loop.axis).scale(rows.tile))
+            found[Prefetch(load.source, behind, once=True)] = None
     return list(found)

@@ -45,6 +45,9 @@ from graphc.ir.unroll import loop_vectors
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
+SPANNED_ROWS = 168
+"""The same where one tile spans the lanes' axis: a line of each operand a row, which the nearest cache holds
+for more rows, and fewer copies to add."""
 
 
 def schedule(program: KernelProgram, machine: Machine) -> KernelProgram:
@@ -83,7 +86,11 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
         granule = max(s.tile for s in walk_stmts(body) if isinstance(s, For) and s.chunked)
         granule *= lanes if kernel.chunk_axis == axis else 1
     elif kernel.form == "contract" and _is_split(body):
-        granule = SPLIT_ROWS
+        spans = any(
+            isinstance(s, For) and s.vector and isinstance(s.extent, int) and s.extent <= s.tile * lanes
+            for s in walk_stmts(body)
+        )
+        granule = SPANNED_ROWS if spans else SPLIT_ROWS
     scheduled = replace(kernel, body=body, granule=granule)
     scheduled = replace(scheduled, cost=kernel_cost(scheduled, lanes if axis else 1) // 1000 + 1)
     scheduled = prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -48,10 +49,11 @@ AHEAD_BYTES = 1 << 12
 
 class Rows(NamedTuple):
     """One input's data: an array of the input's dtype whose rows are contiguous. `is_fed` says that a batch
-    of consecutive rows may be fed where it lies."""
+    of consecutive rows may be fed where it lies. `pins` keep the memory where it is: see `_pins`."""
 
     array: Array
     is_fed: bool
+    pins: tuple[ref[Array], ...]
 
     @property
     def row_bytes(self) -> int:
@@ -159,7 +161,7 @@ class StepLoop:
                 except FeedError:
                     return None
             flags = array.flags
-            found[name] = Rows(array, flags.c_contiguous and flags.aligned and not written)
+            found[name] = Rows(array, flags.c_contiguous and flags.aligned and not written, _pins(array))
         if order is None and not all(rows.is_fed for rows in found.values()):
             order = np.arange(len(next(iter(found.values())).array))
         return Epoch(found, order)
@@ -215,7 +217,7 @@ class StepLoop:
             feeds[engine.feed_numbers[storage]] = address_of(given)
         gathered = []
         buffers: dict[str, Array] = {}
-        for name, (array, _) in epoch.rows.items():
+        for name, (array, _, _) in epoch.rows.items():
             if name not in engine.feed_numbers or epoch.moves(name):
                 continue
             row_bytes = epoch.rows[name].row_bytes
@@ -278,6 +280,15 @@ class StepLoop:
             name: layout.buffers.get(name, rows.array[first : first + layout.size])
             for name, rows in epoch.rows.items()
         }
+
+
+def _pins(array: Array) -> tuple[ref[Array], ...]:
+    """Weak references to an array and to those whose memory it views: numpy's `resize` refuses to move what
+    has one, also with `refcheck=False`. Schedules and signal handlers run while addresses are in use."""
+    owners = [array]
+    while isinstance(owners[-1].base, np.ndarray):
+        owners.append(owners[-1].base)
+    return tuple(map(ref, owners))
 
 
 class Rates(NamedTuple):

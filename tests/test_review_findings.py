@@ -110,3 +110,27 @@ def test_a_value_laid_out_in_panels_is_not_swept_over_by_rows():
     inside = abs(np.linspace(-3.0, 3.0, 16)) <= 2.0
     gradient = (by_scaled * xs).sum(0) * inside
     np.testing.assert_allclose(executable.grads["w"], gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("is_view", [False, True])
+def test_data_stay_where_they_are_while_fit_uses_them(shuffle, is_view):
+    # A schedule is asked between two spans of steps, whose native code has the addresses of the data.
+    b = gx.dim("B")
+    x = gx.input("x", (b, 8))
+    y = x @ gx.param("w", (8, 4), init="normal")
+    whole = np.ones((40000, 8), np.float32)
+    refused = []
+
+    def schedule(step):
+        try:
+            whole.resize((10, 8), refcheck=False)
+        except ValueError as error:
+            refused.append(error)
+        return 0.01
+
+    executable = gx.compile(y, loss=(y * y).mean(), optimizer=gx.optim.SGD(lr=schedule))
+    data = whole[:] if is_view else whole
+    executable.fit({"x": data}, batch_size=1000, shuffle=shuffle)
+    assert len(refused) >= 40
+    assert whole.shape == (40000, 8)

@@ -1,5 +1,5 @@
 # make demo    set up, then train a network on handwritten digits (options: ARGS="--data DIR --shifts")
-# make test    set up, then ruff, mypy and the tests
+# make test    set up, then ruff (lint and format), mypy and the tests
 # make race    worked case C against PyTorch and JAX, in an environment of its own (DATA=directory of MNIST)
 # make docs    put today's dumps and docstrings into README.md and docs/
 # make bench   every workload against PyTorch, JAX and numpy: table, bench.md and bench.png (ARGS="--only NAME")
@@ -22,6 +22,7 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(ARGS)
 

@@ -324,9 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return child(arguments)
     from workloads import WORKLOADS
 
-    names = [
-        w.name for w in WORKLOADS if not arguments.only or any(map(w.name.startswith, arguments.only))
-    ]
+    names = [w.name for w in WORKLOADS if not arguments.only or any(map(w.name.startswith, arguments.only))]
     if not names:
         raise SystemExit(f"there is no such workload; there are {', '.join(w.name for w in WORKLOADS)}")
     thread_counts = arguments.threads or sorted({1, cpu_count()})

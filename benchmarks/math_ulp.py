@@ -1,5 +1,6 @@
 """Measures the largest error of every elementary function, in ulps, at each vector level that runs here.
 
+Usage:
     python benchmarks/math_ulp.py            print the table
     python benchmarks/math_ulp.py --write    also put it into docs/math.md
     python benchmarks/math_ulp.py --count N  draw about 3 N inputs a function (default 10000)

@@ -213,9 +213,7 @@ class NativeEngine:
         """The launch table at these dims, with the addresses of the last run."""
         return self.at(bindings).block
 
-    def fail(
-        self, bindings: Mapping[str, int], block: ProgramBlock, feeds: Mapping[str, Array]
-    ) -> NoReturn:
+    def fail(self, bindings: Mapping[str, int], block: ProgramBlock, feeds: Mapping[str, Array]) -> NoReturn:
         """Raises the IndexRangeError of the last run of a block at these dims, a failed one, on `feeds`."""
         self._fail(self.at(bindings), block, feeds)
 

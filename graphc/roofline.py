@@ -147,9 +147,7 @@ def _limits(work: Work, peaks: Peaks) -> tuple[float, float, float]:
     return compute, elements, peaks.memory_seconds(work.read, work.written, work.updated)
 
 
-def roofline(
-    executable: Executable, feeds: Mapping[str, Any], peaks: Peaks | None = None
-) -> RooflineReport:
+def roofline(executable: Executable, feeds: Mapping[str, Any], peaks: Peaks | None = None) -> RooflineReport:
     """Runs steps on some feeds, launch by launch, and reports every kernel against its bound.
 
     State is put back afterwards. `peaks` default to this machine's, which are measured once (some seconds)

@@ -447,9 +447,9 @@ def test_float_mode_is_fixed_in_every_thread_and_restored() -> None:
     operands, after_operands = Operands(seen), Operands(after)
     launches = rows((loaded.address("mode"), operands.address, 1, 64), columns=4)
     block = ProgramBlock(rows((0, 0, 1, 64), columns=4), launches, rows(columns=2), 0)
-    read = ctypes.CFUNCTYPE(
-        ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
-    )(loaded.address("mode"))
+    read = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
+        loaded.address("mode")
+    )
     set_mode(0x9FC0)
     try:
         for _ in range(50):

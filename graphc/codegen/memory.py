@@ -532,9 +532,7 @@ def transposed(f: Function, rows: list[Value]) -> list[Value]:
     return rows
 
 
-def _exchanged(
-    f: Function, rows: list[Value], distance: int, low: list[int], high: list[int]
-) -> list[Value]:
+def _exchanged(f: Function, rows: list[Value], distance: int, low: list[int], high: list[int]) -> list[Value]:
     """Each pair of rows at a distance replaced by two shuffles of the pair."""
     result = list(rows)
     for i in range(len(rows)):

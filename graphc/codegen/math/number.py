@@ -150,9 +150,7 @@ def horner(x: Number, coefficients: Sequence[float]) -> Number:
     return result
 
 
-def odd_rational(
-    x: Number, limit: float, middle: float, p: Sequence[float], q: Sequence[float]
-) -> Number:
+def odd_rational(x: Number, limit: float, middle: float, p: Sequence[float], q: Sequence[float]) -> Number:
     """x (middle + P(z) / Q(z)), z = x^2, for a function that is +-1 from +-`limit` on; never beyond +-1.
 
     Past the limit z stays, so that the result grows with x and is cut off at 1; inf is, too, and NaN

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -392,12 +393,48 @@ def compile_is_hit(parts):
 
 
 def test_the_entry_used_longest_ago_goes_first(monkeypatch):
-    monkeypatch.setattr(settings, "cache_bytes", lambda: 10_000)
+    monkeypatch.setattr(settings, "cache_bytes", lambda: 11_500)  # less than a look is seldom for
     fill(4, 2000)
     assert compile_counted({"number": "0"})[1] == 0  # now the one used last
     compile_counted({"number": "4"}, bytes(2000))
     assert present(5) == [0, 2, 3, 4]
-    assert sum(entry.size for entry in cache.entries()) <= 10_000
+    assert sum(entry.size for entry in cache.entries()) <= 11_500
+
+
+def test_the_directory_is_looked_through_seldom_and_stays_within_the_limit(directory, monkeypatch):
+    limit = 1 << 20
+    monkeypatch.setattr(settings, "cache_bytes", lambda: limit)
+    looks = []
+    look = cache._files
+    monkeypatch.setattr(cache, "_files", lambda *arguments: looks.append(1) or look(*arguments))
+    largest = 0
+    for number in range(500):
+        assert compile_counted({"number": str(number)}, bytes(3000))[1] == 1
+        largest = max(largest, sum(file.stat().st_size for file in directory.glob("*" + cache.SUFFIX)))
+    assert 0.75 * limit < largest <= limit
+    assert len(looks) <= 500 * cache._BLOCK_BYTES / (limit * cache._LOOK_AFTER) + 1
+    assert compile_is_hit({"number": "499"}) and not compile_is_hit({"number": "0"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "gone"])
+def test_without_an_account_every_store_looks(kind, directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "cache_bytes", lambda: 100_000)
+    fill(1, 30_000)
+    account = directory / cache._ACCOUNT
+    for number in range(1, 6):
+        account.rmdir() if account.is_dir() and not account.is_symlink() else account.unlink(missing_ok=True)
+        if kind == "link":
+            (tmp_path / "aside").write_bytes(b"")
+            account.symlink_to(tmp_path / "aside")
+        elif kind == "fifo":
+            os.mkfifo(account)
+        elif kind == "directory":
+            account.mkdir()
+        compile_counted({"number": str(number)}, bytes(30_000))
+        assert sum(entry.size for entry in cache.entries()) <= 100_000
+    if kind == "link":
+        assert (tmp_path / "aside").read_bytes() == b""
 
 
 def test_an_object_larger_than_the_cache_is_not_kept(monkeypatch):
@@ -407,7 +444,8 @@ def test_an_object_larger_than_the_cache_is_not_kept(monkeypatch):
     assert len(cache.entries()) == 1
 
 
-def test_temporary_files_of_dead_processes_go(directory):
+def test_temporary_files_of_dead_processes_go(directory, monkeypatch):
+    monkeypatch.setattr(settings, "cache_bytes", lambda: 20_000)
     compile_counted()
     old, young = directory / ".tmp-old", directory / ".tmp-young"
     old.write_bytes(b"x")
@@ -502,6 +540,20 @@ WRITER = """
                 entry.path.unlink(missing_ok=True)
 """
 
+FILLER = """
+    import random, sys
+    from graphc import settings
+    from graphc.codegen import cache
+    settings.cache_bytes = lambda: int(sys.argv[2])
+    rng = random.Random(int(sys.argv[1]))
+    print("started", flush=True)
+    for number in range(150):
+        name = f"{sys.argv[1]} {number}"
+        found = cache.cached({"name": name}, lambda: (rng.randbytes(rng.randrange(20_000)), name))
+        assert found.content == name
+    print("done")
+"""
+
 
 def start(source, *arguments):
     environment = {**os.environ, "GRAPHC_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -519,6 +571,30 @@ def test_eight_processes_compile_the_same_and_different_programs(directory):
         assert errors == ""
     # The pool's module, widths 3, 4 and 5 that all share, and two of each worker's own.
     assert len(cache.entries()) == 1 + 3 + 2 * 8
+    assert not list(directory.glob(".tmp-*"))
+
+
+def test_processes_that_fill_one_directory_keep_it_within_the_limit(directory):
+    limit, largest_entry, count = 1 << 20, 21_000, 4
+    fillers = [start(FILLER, number, limit) for number in range(count)]
+    try:
+        largest = 0
+        while any(filler.poll() is None for filler in fillers):
+            total = 0
+            for file in directory.glob("*" + cache.SUFFIX):
+                with suppress(FileNotFoundError):
+                    total += file.stat().st_size
+            largest = max(largest, total)
+        for filler in fillers:
+            printed, errors = filler.communicate(timeout=60)
+            assert filler.returncode == 0 and printed == "started\ndone\n", errors
+    finally:
+        for filler in fillers:
+            filler.kill()
+    # While a directory is listed, what is stored and what is evicted may both be seen.
+    assert 0.5 * limit < largest <= limit + 2 * count * largest_entry
+    assert sum(entry.size for entry in cache.entries()) <= limit
+    assert all(cache.header_of(entry.path) is not None for entry in cache.entries())
     assert not list(directory.glob(".tmp-*"))
 
 

@@ -42,8 +42,14 @@ SUFFIX = ".gxo"
 _TEMPORARY = ".tmp-"
 _STALE_SECONDS = 3600
 """Temporary files older than this belong to a process that died."""
-_EVICT_TO = 0.9
-"""Eviction frees a little more than it must, so that not every store scans for victims."""
+_ACCOUNT = ".stored"
+"""A file with one byte for each block of what was stored since the directory was last looked through."""
+_BLOCK_BYTES = 4096
+_LOOK_AFTER = 1 / 16
+"""Of the limit: when so much was stored, by all processes together, the directory is looked through."""
+_EVICT_TO = 0.8
+"""Of the limit: what a look leaves if it finds more than the limit less `_LOOK_AFTER`. So the entries stay
+within the limit; what processes are storing at one moment may come on top."""
 _SHOWN_CHARACTERS = 160
 _DIGEST_BYTES = 32
 _HEADER_FIELDS = {"parts", "content", "object_bytes"}
@@ -293,25 +299,56 @@ def _store(path: Path, parts: Parts, content: Any, object_bytes: bytes) -> None:
             with suppress(OSError):
                 os.unlink(name)
             raise
-        _evict(path.parent, limit)
+        if _must_look(path.parent, len(data), limit):
+            _evict(path.parent, limit)
     except OSError as error:
         _warn_once(f"the object cache in {path.parent} cannot be written: {error.strerror or error}")
 
 
+def _must_look(directory: Path, nbytes: int, limit: int) -> bool:
+    """Adds so many bytes to the account; whether it is time to look through the directory.
+
+    Looking costs some microseconds for every entry, which each compile would pay. True also where there is
+    no account yet, or none that can be kept.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    path = directory / _ACCOUNT
+    try:
+        try:
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            os.close(os.open(path, flags | os.O_CREAT, 0o600))
+            return True
+        try:
+            os.write(descriptor, bytes(-(-nbytes // _BLOCK_BYTES)))  # appended whole, whoever else appends
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_size * _BLOCK_BYTES <= limit * _LOOK_AFTER:
+                return False
+            os.ftruncate(descriptor, 0)  # before looking: what others store meanwhile counts for the next
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass
+    return True
+
+
 def _evict(directory: Path, limit: int) -> None:
-    """Deletes the entries whose last use is longest ago while all together are larger than `limit` bytes."""
-    found = entries(directory)
-    total = sum(entry.size for entry in found)
-    if total > limit:
-        for entry in found:
+    """Deletes the entries whose last use is longest ago where all together are too large, and temporary files
+    that were left behind."""
+    found = _files(directory, lambda name: name.endswith(SUFFIX) or name.startswith(_TEMPORARY))
+    kept = [entry for entry in found if entry.path.name.endswith(SUFFIX)]
+    total = sum(entry.size for entry in kept)
+    if total > limit * (1 - _LOOK_AFTER):
+        for entry in kept:
             if total <= limit * _EVICT_TO:
                 break
             with suppress(OSError):
                 entry.path.unlink()
             total -= entry.size
     horizon = time.time() - _STALE_SECONDS
-    for entry in _files(directory, lambda name: name.startswith(_TEMPORARY)):
-        if entry.used < horizon:
+    for entry in found:
+        if entry.path.name.startswith(_TEMPORARY) and entry.used < horizon:
             with suppress(OSError):
                 entry.path.unlink()
 

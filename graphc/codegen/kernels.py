@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
+from graphc.codegen.addressing import Place, linearise, pointer_operand
 from graphc.codegen.builder import (
     I64,
     PTR,
@@ -25,7 +26,6 @@ from graphc.codegen.builder import (
 )
 from graphc.codegen.emitted import EmittedKernel
 from graphc.codegen.loops import Loops
-from graphc.codegen.memory import Place, linearise, pointer_operand
 from graphc.codegen.repeated import call_repeated, repeated_functions
 from graphc.codegen.scalars import emit_cast, emit_combine, emit_expression, emit_prim
 from graphc.codegen.tiles import Key, Tile, build, keys

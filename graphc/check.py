@@ -24,7 +24,7 @@ from graphc.errors import (
 from graphc.ir.autodiff import vjp
 from graphc.ir.graph import Graph, GraphBuilder, Operand, Variable, topological
 from graphc.ir.interpret import interpret
-from graphc.ir.interpret_kernels import CheckFailure, run_kernels
+from graphc.ir.interpret_kernels import run_kernels
 from graphc.ir.kernels import (
     Cast,
     Check,
@@ -40,6 +40,7 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
+from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.types import Extent, TensorType, dims_of, evaluate
 
 Array = np.ndarray[Any, Any]

@@ -28,10 +28,10 @@ from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.addresses import address_of, aligned_bytes
 from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
-from graphc.ir.interpret_kernels import CheckFailure
 from graphc.ir.interpret_program import run_program
 from graphc.ir.kernels import Kernel, KernelProgram, Storage
 from graphc.ir.program import BoundProgram, Program, build_program
+from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.slabs import place_variables
 from graphc.ir.types import evaluate
 from graphc.results import ResultPool

@@ -7,14 +7,9 @@ from hypothesis import strategies as st
 
 from graphc.errors import FeedError, IndexRangeError, ShapeError, UsageError, VerifyError
 from graphc.ir.graph import Variable
-from graphc.ir.interpret_kernels import (
-    CheckFailure,
-    chunk_bounds,
-    kernel_source,
-    run_kernel,
-    run_kernels,
-)
+from graphc.ir.interpret_kernels import chunk_bounds, run_kernel, run_kernels
 from graphc.ir.parse_kernels import parse_kernel, parse_kernels
+from graphc.ir.python_kernels import CheckFailure, kernel_source
 from graphc.ir.scalar import PRIMITIVES, NumpyScalars
 from graphc.ir.types import SHORT_NAMES, as_dtype, bool_, dim, float32, float64, int32, int64, uint8
 from graphc.ir.verify_kernels import verify_kernel

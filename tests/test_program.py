@@ -10,9 +10,9 @@ from program_support import CHAIN, REVERSE, STEP, chain_feeds, chain_results, re
 
 from graphc.errors import ShapeError, VerifyError
 from graphc.ir.graph import Variable
-from graphc.ir.interpret_kernels import CheckFailure
 from graphc.ir.interpret_program import run_program
 from graphc.ir.program import MAX_CHUNKS, build_program, chunk_rule, chunk_sizes, compulsory_bytes
+from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.regions import Region, checks_first, chunk_local_rows, form_regions, order_for_regions
 from graphc.ir.text_program import print_program
 from graphc.ir.types import TensorType, dim, evaluate, float32

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import FeedError, GraphcError
-from graphc.ir.interpret_kernels import CheckFailure, poisoned, run_kernel
+from graphc.ir.interpret_kernels import run_kernel
 from graphc.ir.kernels import Storage
 from graphc.ir.program import BoundProgram
+from graphc.ir.python_kernels import CheckFailure, poisoned
 from graphc.ir.types import Shape, evaluate
 
 Array = np.ndarray[Any, Any]

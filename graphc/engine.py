@@ -1,8 +1,8 @@
 """Engines: what runs a program. All have one interface, and hold no state but caches.
 
     NativeEngine   machine code: one call walks the launch table of a whole step
-    PythonEngine   the kernels, loop by loop in plain Python, chunks in permuted order
-    NumpyEngine    the optimized graph, op by op with numpy
+    PythonEngine   the kernels, loop by loop in plain Python, chunks in permuted order (interpreters.py)
+    NumpyEngine    the optimized graph, op by op with numpy (interpreters.py)
 
 `run(feeds, bindings, outputs)` takes arrays that fit exactly (C-contiguous, of the declared dtype and
 shape; see feeds.py), updates the state in place and returns results by label. A failed run changes no
@@ -26,12 +26,8 @@ from graphc.codegen.target import Target, host_target
 from graphc.emission import compile_program, emit_program
 from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.addresses import address_of, aligned_bytes
-from graphc.ir.graph import Graph
-from graphc.ir.interpret import interpret
-from graphc.ir.interpret_program import run_program
 from graphc.ir.kernels import Kernel, KernelProgram, Storage
 from graphc.ir.program import BoundProgram, Program, build_program
-from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.slabs import place_variables
 from graphc.ir.types import evaluate
 from graphc.results import ResultPool
@@ -174,7 +170,7 @@ class NativeEngine:
         place_variables(s.variable for s in source.storages.values() if s.variable is not None)
         for storage in source.storages.values():
             if storage.kind in ("state", "constant"):
-                kept.append(_resident(storage))
+                kept.append(resident(storage))
                 self.addresses[storage.name] = address_of(kept[-1])
         self.kept = tuple(kept)
         # What changes its address from run to run: inputs, then the outputs that have memory of their own.
@@ -281,7 +277,7 @@ class NativeEngine:
             dtype = storage.type.dtype.numpy
             nbytes = evaluate(storage.type.nbytes, ready.bound.bindings)
             return ready.arena[offset : offset + nbytes].view(dtype).reshape(shape)
-        return _resident(storage)
+        return resident(storage)
 
     def _fail(self, ready: Bound, block: ProgramBlock, feeds: Mapping[str, Array]) -> NoReturn:
         launch, _, position = block.status
@@ -289,7 +285,7 @@ class NativeEngine:
         raise index_error(kernel, position, lambda name: self._look_up(ready, feeds, {}, name))
 
 
-def _resident(storage: Storage) -> Array:
+def resident(storage: Storage) -> Array:
     """The array of state or of a constant."""
     if storage.variable is not None:
         return storage.variable.array
@@ -318,69 +314,3 @@ def index_error(kernel: Kernel, position: int, look_up: Callable[[str], Array]) 
             value = array.reshape(-1)[position]
             return IndexRangeError(f"{what}: index {value} at position {where} {why}")
     return IndexRangeError(f"{what}: the index at position {position} {why}")
-
-
-# ------------------------------------------------------------------------------------------ interpreters
-
-
-class PythonEngine:
-    """Runs the kernels in plain Python, chunks interleaved in an order that changes from run to run."""
-
-    name = "python"
-
-    def __init__(self, program: Program | KernelProgram, seed: int = 0) -> None:
-        self.program = program if isinstance(program, Program) else build_program(program)
-        self._seed = seed
-        place_variables(s.variable for s in self.program.source.storages.values() if s.variable is not None)
-
-    def run(
-        self,
-        feeds: Mapping[str, Array],
-        bindings: Mapping[str, int],
-        outputs: Mapping[str, Array] | None = None,
-    ) -> dict[str, Array]:
-        """See `Engine.run`."""
-        self._seed += 1
-        try:
-            results = run_program(self.program.bind(bindings), feeds, None, self._seed)
-        except CheckFailure as failure:
-            kernels = self.program.kernels
-            kernel = next(kernel for kernel in kernels if kernel.name == failure.kernel)
-            raise index_error(kernel, failure.position, lambda name: self._look_up(feeds, name)) from None
-        return written_into(results, outputs)
-
-    def _look_up(self, feeds: Mapping[str, Array], name: str) -> Array:
-        storage = self.program.source.storages[name]
-        if storage.kind == "input":
-            return feeds[name]
-        return np.zeros(0) if storage.kind == "temporary" else _resident(storage)
-
-
-class NumpyEngine:
-    """Runs a graph with numpy, op by op."""
-
-    name = "numpy"
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        place_variables(graph.variables().values())
-
-    def run(
-        self,
-        feeds: Mapping[str, Array],
-        bindings: Mapping[str, int],
-        outputs: Mapping[str, Array] | None = None,
-    ) -> dict[str, Array]:
-        """See `Engine.run`."""
-        results, updates = interpret(self.graph, feeds, bindings=bindings)
-        for variable, value in updates.items():
-            variable.array[...] = value
-        return written_into(results, outputs)
-
-
-def written_into(results: dict[str, Array], outputs: Mapping[str, Array] | None) -> dict[str, Array]:
-    """The results, those that the caller gave arrays for copied there."""
-    for label, array in (outputs or {}).items():
-        array[...] = results[label]
-        results[label] = array
-    return results

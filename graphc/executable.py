@@ -26,7 +26,7 @@ from graphc.calls import (
 )
 from graphc.codegen.call import NativeCall
 from graphc.emission import emit_program
-from graphc.engine import Engine, NativeEngine, NumpyEngine, PythonEngine
+from graphc.engine import Engine, NativeEngine
 from graphc.errors import FeedError, UsageError
 from graphc.feeds import FeedPlan, guards_of, symbolic_extents
 from graphc.figures import LOSS_LABEL
@@ -482,12 +482,12 @@ class Executable:
 
 
 def _make_engine(stages: CompiledStages, backend: str, target: Target | None) -> Engine:
-    if backend == "numpy":
-        return NumpyEngine(stages.optimized)
-    if backend == "python":
-        return PythonEngine(stages.program)
     if backend == "native":
         return NativeEngine(stages.program, target)
+    if backend in ("numpy", "python"):
+        from graphc.interpreters import NumpyEngine, PythonEngine
+
+        return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)
     raise UsageError(f"there is no backend {backend!r}; there are native, numpy and python")
 
 

@@ -38,6 +38,7 @@ UPPER = (
     "graphc.executable",
     "graphc.calls",
     "graphc.engine",
+    "graphc.interpreters",
     "graphc.emission",
     "graphc.cli",
     "graphc.demo",

@@ -15,7 +15,7 @@ from graphc.errors import LoweringError
 from graphc.ir.access import Label, Labels, Read, is_view
 from graphc.ir.clusters import Cluster, Clustering
 from graphc.ir.graph import Graph, Node, Operand
-from graphc.ir.indices import conjunction, guarded, known_extent, within
+from graphc.ir.indices import known_extent
 from graphc.ir.kernels import (
     CHUNK,
     Affine,
@@ -37,7 +37,6 @@ from graphc.ir.kernels import (
     Temp,
     Var,
     map_stmts,
-    prim,
     walk_stmts,
 )
 from graphc.ir.literals import plain_name
@@ -46,6 +45,7 @@ from graphc.ir.rewrite.layout import SPACING, lies_turned, panel_of, rows_collid
 from graphc.ir.scalar import combine_identity
 from graphc.ir.solo import check_kernel, scan_kernel, scatter_kernel
 from graphc.ir.types import Extent, Guard, TensorType, dim, floordiv
+from graphc.ir.values import Values
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ class Lowering:
         nest.buffers[(storage, full.shape)] = Buffer(name, storage, full, "inout")
         self._row_storages[f"{nest.name}/{name}"] = full
 
-    def has_row_storage(self, nest: Nest, name: str) -> bool:
+    def has_row_storage(self, nest: Values, name: str) -> bool:
         return f"{nest.name}/{name}" in self._row_storages
 
     def accumulator_of(self, nest: Nest, node: Node) -> tuple[str, TensorType, bool]:
@@ -233,7 +233,7 @@ class Lowering:
 
     # -------------------------------------------------------------------------------------- loads
 
-    def load(self, nest: Nest, operand: Operand, index: Index) -> Expr:
+    def load(self, nest: Values, operand: Operand, index: Index) -> Expr:
         """Loads an operand that lies in memory, through the shape under which it is read."""
         node = operand.node
         while node.name == "reshape":
@@ -249,7 +249,7 @@ class Lowering:
         place = self.index_in_memory(node, index)
         return nest.hoisted((storage, operand.shape, index), Load(buffer, place, operand.dtype), index)
 
-    def _combined(self, nest: Nest, node: Node, index: Index) -> Expr:
+    def _combined(self, nest: Values, node: Node, index: Index) -> Expr:
         """Combines the slots that the chunks of an earlier kernel left, in their order."""
         storage, slots = self._partials[node]
         key = ("combined", node, index)
@@ -268,60 +268,6 @@ class Lowering:
         ]
         nest.row_memo[key] = Ref(name, dtype)
         return nest.row_memo[key]
-
-    # -------------------------------------------------------------------------------- moving nodes
-
-    def moved(self, nest: Nest, node: Node, index: Index) -> Expr:
-        """pad, concat, gather, pick: reads of memory at other indices than the node's own."""
-        match node.name:
-            case "gather":
-                axis = node.attrs["axis"]
-                rank = len(node.inputs[1].shape)
-                name = self._index_name(nest, node.inputs[1], index[axis : axis + rank])
-                return nest.pull(node.inputs[0], (*index[:axis], Affine.of(name), *index[axis + rank :]))
-            case "pick":
-                axis = node.attrs["axis"]
-                name = self._index_name(nest, node.inputs[1], index)
-                return nest.pull(node.inputs[0], (*index[:axis], Affine.of(name), *index[axis:]))
-            case "pad":
-                return self._padded(nest, node, index)
-            case "concat":
-                return self._concatenated(nest, node, index)
-        raise LoweringError(f"{node!r} cannot be lowered")
-
-    def _index_name(self, nest: Nest, operand: Operand, index: Index) -> str:
-        """Names the integer scalar that a gather goes through."""
-        value = nest.pull(operand, index)
-        where = nest.sweep if nest.sweep is not None else nest.regions[nest.row]
-        name = nest.fresh("at")
-        where.append(Let(name, nest.shared(value, where)))
-        return name
-
-    def _padded(self, nest: Nest, node: Node, index: Index) -> Expr:
-        source, low = node.inputs[0], node.attrs["low"]
-        inner, conditions = [], []
-        for axis, affine in enumerate(index):
-            inner.append(affine + (low[axis] * -1))
-            if low[axis] != 0 or node.attrs["high"][axis] != 0:
-                conditions.append(within(inner[-1], 0, source.shape[axis]))
-        dtype = source.dtype
-        fill = Const(dtype.numpy.type(node.attrs["value"]).item(), dtype)
-        value = nest.pull_guarded(source, tuple(inner))
-        return guarded(value, conjunction(conditions), fill) if conditions else value
-
-    def _concatenated(self, nest: Nest, node: Node, index: Index) -> Expr:
-        axis = node.attrs["axis"]
-        dtype = node.types[0].dtype
-        result: Expr = Const(dtype.numpy.type(0).item(), dtype)
-        start: Extent = 0
-        for operand in node.inputs:
-            shifted = index[axis] + (start * -1)
-            inside = within(shifted, 0, operand.shape[axis])
-            value = nest.pull_guarded(operand, (*index[:axis], shifted, *index[axis + 1 :]))
-            part = guarded(value, inside, Const(dtype.numpy.type(0).item(), dtype))
-            result = part if start == 0 else prim("select", inside, part, result)
-            start = start + operand.shape[axis]
-        return result
 
     # ------------------------------------------------------------------------------------ kernels
 

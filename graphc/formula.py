@@ -14,7 +14,7 @@ from typing import Any
 
 from graphc.dsl import Tensor
 from graphc.errors import DeclarationError
-from graphc.ir.graph import Graph, Node, Operand, intern
+from graphc.ir.graph import Graph, Node, Operand
 from graphc.ir.types import Extent, Shape
 
 # Binding strengths, Python's: a text is wrapped where it stands in a place that binds tighter.
@@ -55,6 +55,8 @@ def formula(tensor: Tensor) -> str:
     """
     if not isinstance(tensor, Tensor):
         raise DeclarationError(f"formula takes a tensor, not {type(tensor).__name__}")
+    from graphc.ir.rebuild import intern  # here, so that `import graphc` does not load it
+
     graph = intern(Graph({"result": tensor.operand}))
     writer = _Writer(graph)
     result, _ = writer.piece(graph.outputs["result"])

@@ -24,10 +24,11 @@ from graphc.errors import DeclarationError, ShapeError, UsageError, VerifyError
 from graphc.ir.autodiff import vjp
 from graphc.ir.common import share_expressions
 from graphc.ir.fuse import fuse
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, intern, topological
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, topological
 from graphc.ir.kernels import KernelProgram
 from graphc.ir.lower import lower
 from graphc.ir.machine import Machine
+from graphc.ir.rebuild import intern
 from graphc.ir.rewrite.copies import insert_copies
 from graphc.ir.rewrite.decompose import decompose
 from graphc.ir.rewrite.fold import fold

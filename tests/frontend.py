@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from graphc.dsl import Tensor, origins_of
-from graphc.ir.graph import Graph, Variable, intern
+from graphc.ir.graph import Graph, Variable
 from graphc.ir.interpret import interpret
+from graphc.ir.rebuild import intern
 
 
 def place(*variables: Variable) -> None:

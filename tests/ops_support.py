@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from graphc.ir.graph import Graph, GraphBuilder, rebuild
+from graphc.ir.graph import Graph, GraphBuilder
 from graphc.ir.interpret import interpret
 from graphc.ir.ops import OPS
+from graphc.ir.rebuild import rebuild
 from graphc.ir.types import DTYPES
 
 

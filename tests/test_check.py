@@ -7,7 +7,8 @@ import pytest
 
 import graphc as gx
 from graphc import check, pipeline
-from graphc.ir.graph import Graph, rebuild
+from graphc.ir.graph import Graph
+from graphc.ir.rebuild import rebuild
 
 
 def network(rng, batch=5):

@@ -6,7 +6,8 @@ import pytest
 
 import graphc as gx
 from graphc.errors import VerifyError
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, intern, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
+from graphc.ir.rebuild import intern, rebuild
 from graphc.ir.rewrite.fold import fold
 from graphc.ir.rewrite.identities import identities
 from graphc.ir.rewrite.layout import lay_out

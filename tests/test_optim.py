@@ -9,8 +9,9 @@ from frontend import place
 import graphc as gx
 from graphc.dsl import origins_of
 from graphc.gradients import grad
-from graphc.ir.graph import Graph, intern
+from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
+from graphc.ir.rebuild import intern
 from graphc.optim import build_updates
 
 RNG = np.random.default_rng(11)

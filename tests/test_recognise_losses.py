@@ -6,8 +6,9 @@ import pytest
 
 import graphc as gx
 from graphc.ir.autodiff import vjp
-from graphc.ir.graph import Graph, GraphBuilder, Origin, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Origin
 from graphc.ir.interpret import interpret
+from graphc.ir.rebuild import rebuild
 from graphc.ir.rewrite.recognise_losses import IMPROVES_NUMERICS, LOSSES, recognise_losses
 from graphc.ir.types import float32, int32
 

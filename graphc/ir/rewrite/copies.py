@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable
+from graphc.ir.rebuild import rebuild
 from graphc.ir.types import evaluate
 
 _UNSTORED = ("leaf", "view", "effect")

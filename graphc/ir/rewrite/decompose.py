@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
 from graphc.ir.ops.reduce import spread
+from graphc.ir.rebuild import rebuild
 from graphc.ir.types import bool_, int64
 
 _NOWHERE = int(np.iinfo(np.int64).max)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc.ir.graph import ConstantData, Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import ConstantData, Graph, GraphBuilder, Node, Operand
 from graphc.ir.ops.base import Array, ArraySpec
+from graphc.ir.rebuild import rebuild
 from graphc.ir.rewrite.rules import is_full
 from graphc.ir.types import DType, TensorType
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from graphc.ir.clusters import splits
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
 from graphc.ir.machine import DEFAULT, Machine
 from graphc.ir.ops.contract import split_spec
 from graphc.ir.ops.reduce import spread
+from graphc.ir.rebuild import rebuild
 from graphc.ir.types import Shape, TensorType, floordiv
 
 COLLIDING_BYTES = 1024

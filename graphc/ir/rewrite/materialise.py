@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
+from graphc.ir.rebuild import rebuild
 
 
 def _is_computed(node: Node) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graphc.ir.access import is_view
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
+from graphc.ir.rebuild import rebuild
 from graphc.ir.types import int32, int64
 
 _STORED = frozenset({"input", "parameter", "constant"})

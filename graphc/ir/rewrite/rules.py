@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Origin, rebuild, topological
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Origin, topological
+from graphc.ir.rebuild import rebuild
 
 LocalRule = Callable[[GraphBuilder, Node], Operand | None]
 Table = Mapping[str, tuple[tuple[str, ...], LocalRule]]

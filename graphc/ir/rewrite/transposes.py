@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, rebuild
+from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
 from graphc.ir.ops.contract import split_spec
+from graphc.ir.rebuild import rebuild
 from graphc.ir.rewrite.shapes import aligned
 
 

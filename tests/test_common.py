@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import graphc as gx
 from graphc.ir.common import share_expressions
 from graphc.ir.interpret_kernels import run_kernels
 from graphc.ir.parse_kernels import parse_kernels
@@ -46,3 +47,17 @@ def test_shares_what_cannot_change_in_between():
 def test_leaves_a_kernel_without_repeats_alone():
     after = share_expressions(parse_kernels(BEFORE))
     assert share_expressions(after) == after
+
+
+def test_drops_what_nothing_uses():
+    text = BEFORE.replace("    var v:", "    let u = x[i] * 3.0\n    let w = exp(u)\n    var v:", 1)
+    after = print_kernels(share_expressions(parse_kernels(text)))
+    assert "let u" not in after and "let w" not in after
+    assert after == print_kernels(share_expressions(parse_kernels(BEFORE)))
+
+
+def test_an_update_multiplies_each_moment_once():
+    x = gx.input("x", (4, 8))
+    loss = (x @ gx.param("w", (8, 6))).sum()
+    exe = gx.compile(loss, loss=loss, optimizer=gx.optim.Adam(lr=0.1), backend="python")
+    assert exe.dump("kernels").count(" * 0.999") == 1

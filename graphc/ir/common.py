@@ -1,9 +1,11 @@
-"""Common subexpressions of kernels: what several statements of one iteration compute is computed once."""
+"""Common subexpressions of kernels: what several statements of one iteration compute is computed once, and
+what none of them uses is not."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from graphc.ir.clusters import EXPENSIVE
 from graphc.ir.kernels import (
@@ -21,18 +23,35 @@ from graphc.ir.kernels import (
     children,
     exprs_of,
     map_stmts,
+    names_used,
     walk_expr,
     walk_stmts,
 )
 
 
 def share_expressions(program: KernelProgram) -> KernelProgram:
-    """Names loads and dear operations that occur more than once among the statements of one loop body.
+    """Names loads and dear operations that occur more than once among the statements of one loop body, and
+    drops Lets that nothing uses.
 
     Needs nothing; guarantees the same values. Only what cannot change in between is shared: loads of
     buffers that the kernel does not write, and operations on them and on Lets.
     """
-    return replace(program, kernels=tuple(_shared(kernel) for kernel in program.kernels))
+    return replace(program, kernels=tuple(_shared(_without_unused(kernel)) for kernel in program.kernels))
+
+
+def _without_unused(kernel: Kernel) -> Kernel:
+    """Lowering names what reads state before it is overwritten, also where its only user came before that."""
+    body = kernel.body
+    while True:
+        used = names_used(body)
+        unused = {stmt.name for stmt in walk_stmts(body) if isinstance(stmt, Let) and stmt.name not in used}
+        if not unused:
+            return kernel if body is kernel.body else replace(kernel, body=body)
+        body = map_stmts(body, stmt_rule=partial(_unless_in, unused))
+
+
+def _unless_in(unused: set[str], stmt: Stmt) -> Body | None:
+    return () if isinstance(stmt, Let) and stmt.name in unused else None
 
 
 def _shared(kernel: Kernel) -> Kernel:

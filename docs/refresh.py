@@ -30,7 +30,7 @@ from typing import Any
 
 import graphc as gx
 from graphc.codegen.target import target_by_name
-from graphc.engine import emit_program
+from graphc.emission import emit_program
 from graphc.init import seed
 
 ROOT = Path(__file__).parent.parent

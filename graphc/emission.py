@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from graphc.codegen.cache import Parts, cached, emitter_digest, machine_parts
-from graphc.codegen.emitted import EmittedKernel
+from graphc.codegen.cache import cached, emitter_digest, machine_parts
+from graphc.codegen.emitted import CompiledProgram, EmittedKernel
 from graphc.codegen.jit import compile_object
 from graphc.codegen.target import Target
 from graphc.ir.kernels import Kernel
-from graphc.ir.program import Program
+from graphc.ir.tables import Program
 from graphc.ir.text_kernels import print_kernel
 from graphc.ir.types import SHORT_NAMES, parse_extent, substitute
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _INDEXED = re.compile(r"[A-Za-z_][\w.]*(?=\[)")
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledProgram:
-    """The object of a program and what each kernel became. `parts` are its key in the cache; `hit` says
-    that it was found there."""
-
-    object_bytes: bytes
-    emitted: tuple[EmittedKernel, ...]
-    parts: Parts
-    hit: bool
 
 
 def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:

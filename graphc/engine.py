@@ -15,22 +15,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
 from graphc.codegen.call import NativeCall
+from graphc.codegen.emitted import CompiledProgram
 from graphc.codegen.jit import LoadedCode, assembly
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.target import Target, host_target
-from graphc.emission import compile_program, emit_program
 from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.addresses import address_of, aligned_bytes
-from graphc.ir.kernels import Kernel, KernelProgram, Storage
-from graphc.ir.program import BoundProgram, Program, build_program
 from graphc.ir.slabs import place_variables
+from graphc.ir.storage import Storage
+from graphc.ir.tables import BoundProgram, Program
 from graphc.ir.types import evaluate
 from graphc.results import ResultPool
+
+if TYPE_CHECKING:
+    from graphc.ir.kernels import Kernel, KernelProgram
 
 Array = np.ndarray[Any, Any]
 CACHED_SIZES = 16
@@ -95,15 +98,18 @@ class Bound:
                 tuple(evaluate(extent, bindings) for extent in type.shape),
                 None if engine.label_of.get(name) == label else name,
             )
-            for label, (name, type) in program.source.outputs.items()
+            for label, (name, type) in program.outputs.items()
         ]
         operands: list[int] = []
         first: list[int] = []
         fed: list[tuple[int, int]] = []  # feed number, position in the operand blocks
-        for kernel, emitted in zip(program.kernels, engine.emitted, strict=True):
+        storages = list(program.memory.values())
+        used = program.operands["storage"].tolist()
+        starts, counts = (program.launches[name].tolist() for name in ("first_operand", "operand_count"))
+        for start, count, emitted in zip(starts, counts, engine.emitted, strict=True):
             first.append(len(operands))
-            for buffer in kernel.buffers:
-                storage = program.source.storages[buffer.storage]
+            for number in used[start : start + count]:
+                storage = storages[number]
                 if storage.kind in ("input", "output"):
                     fed.append((engine.feed_numbers[storage.name], len(operands)))
                     operands.append(0)
@@ -148,8 +154,24 @@ def _table(columns: int, rows: list[list[int]]) -> np.ndarray[Any, np.dtype[np.i
     return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
 
+def as_program(program: Program | KernelProgram) -> Program:
+    """The program of kernels, or the program itself."""
+    if isinstance(program, Program):
+        return program
+    from graphc.ir.program import build_program
+
+    return build_program(program)
+
+
+def _compiled(program: Program, target: Target) -> CompiledProgram:
+    from graphc.emission import compile_program
+
+    return compile_program(program, target)
+
+
 class NativeEngine:
-    """Compiles a program for a target (default: this machine's) and runs it.
+    """Compiles a program for a target (default: this machine's) and runs it. `compiled` is its machine code
+    for that target, where it is there already.
 
     Raises LoweringError where a kernel cannot be emitted, UsageError
     where this machine cannot run the target's code.
@@ -157,28 +179,33 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, program: Program | KernelProgram, target: Target | None = None) -> None:
-        self.program = program if isinstance(program, Program) else build_program(program)
+    def __init__(
+        self,
+        program: Program | KernelProgram,
+        target: Target | None = None,
+        compiled: CompiledProgram | None = None,
+    ) -> None:
+        self.program = as_program(program)
         self.target = target or host_target()
-        self.compiled = compile_program(self.program, self.target)
+        self.compiled = compiled or _compiled(self.program, self.target)
         self.emitted = self.compiled.emitted
         symbols = tuple(dict.fromkeys(kernel.symbol for kernel in self.emitted))
         self.code = LoadedCode(self.compiled.object_bytes, symbols, self.target)
-        source = self.program.source
+        memory = self.program.memory
         self.addresses: dict[str, int] = {}
         kept: list[Array] = []
-        place_variables(s.variable for s in source.storages.values() if s.variable is not None)
-        for storage in source.storages.values():
+        place_variables(s.variable for s in memory.values() if s.variable is not None)
+        for storage in memory.values():
             if storage.kind in ("state", "constant"):
                 kept.append(resident(storage))
                 self.addresses[storage.name] = address_of(kept[-1])
         self.kept = tuple(kept)
         # What changes its address from run to run: inputs, then the outputs that have memory of their own.
         self.label_of: dict[str, str] = {}
-        for label, (name, _) in source.outputs.items():
-            if source.storages[name].kind == "output":
+        for label, (name, _) in self.program.outputs.items():
+            if memory[name].kind == "output":
                 self.label_of.setdefault(name, label)
-        self.inputs = [s.name for s in source.storages.values() if s.kind == "input"]
+        self.inputs = [s.name for s in memory.values() if s.kind == "input"]
         self.feed_numbers = {name: number for number, name in enumerate([*self.inputs, *self.label_of])}
         self.results = ResultPool()
         self._arena = aligned_bytes(0)
@@ -187,6 +214,8 @@ class NativeEngine:
     @cached_property
     def llvm(self) -> str:
         """The text of the module, emitted when first asked for (code from the cache never was)."""
+        from graphc.emission import emit_program
+
         return emit_program(self.program, self.target)[1]
 
     @property
@@ -267,7 +296,7 @@ class NativeEngine:
         self, ready: Bound, feeds: Mapping[str, Array], results: Mapping[str, Array], name: str
     ) -> Array:
         """The contents of a storage, after a run."""
-        storage = self.program.source.storages[name]
+        storage = self.program.memory[name]
         if storage.kind == "output":
             return results[self.label_of[name]]
         if storage.kind == "input":

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from graphc.engine import index_error, resident
+from graphc.engine import as_program, index_error, resident
 from graphc.ir.graph import Graph
 from graphc.ir.interpret import interpret
 from graphc.ir.interpret_program import run_program
 from graphc.ir.kernels import KernelProgram
-from graphc.ir.program import Program, build_program
 from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.slabs import place_variables
+from graphc.ir.tables import Program
 
 Array = np.ndarray[Any, Any]
 
@@ -25,9 +25,9 @@ class PythonEngine:
     name = "python"
 
     def __init__(self, program: Program | KernelProgram, seed: int = 0) -> None:
-        self.program = program if isinstance(program, Program) else build_program(program)
+        self.program = as_program(program)
         self._seed = seed
-        place_variables(s.variable for s in self.program.source.storages.values() if s.variable is not None)
+        place_variables(s.variable for s in self.program.memory.values() if s.variable is not None)
 
     def run(
         self,
@@ -46,7 +46,7 @@ class PythonEngine:
         return written_into(results, outputs)
 
     def _look_up(self, feeds: Mapping[str, Array], name: str) -> Array:
-        storage = self.program.source.storages[name]
+        storage = self.program.memory[name]
         if storage.kind == "input":
             return feeds[name]
         return np.zeros(0) if storage.kind == "temporary" else resident(storage)

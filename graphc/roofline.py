@@ -229,7 +229,7 @@ def _step_work(executable: Executable, kernels: list[KernelRoofline], bindings: 
             total.transcendentals[key] = total.transcendentals.get(key, 0) + count
     read = {b.storage for k in program.kernels for b in k.buffers if b.access != "out"}
     written = {b.storage for k in program.kernels for b in k.buffers if b.access != "in"}
-    for name, storage in program.source.storages.items():
+    for name, storage in program.memory.items():
         nbytes = evaluate(storage.type.nbytes, bindings)
         if storage.kind == "temporary":
             continue

@@ -11,7 +11,8 @@ from typing import Any
 from graphc.errors import UsageError
 from graphc.ir.graph import Graph
 from graphc.ir.kernels import KernelProgram
-from graphc.ir.program import Program, build_program
+from graphc.ir.program import build_program
+from graphc.ir.tables import Program
 from graphc.ir.text import print_graph
 from graphc.ir.text_kernels import print_kernels
 from graphc.ir.text_program import print_program

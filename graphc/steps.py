@@ -107,7 +107,7 @@ def step_loop(executable: Executable) -> StepLoop | None:
         return None
     outputs = {
         label: output
-        for label, output in engine.program.source.outputs.items()
+        for label, output in engine.program.outputs.items()
         if label not in executable.gradient_outputs
     }
     scalars = [label for label, (_, type) in outputs.items() if not type.shape]
@@ -212,7 +212,7 @@ class StepLoop:
         for storage, label in engine.label_of.items():
             given = self._executable.gradient_outputs.get(label)
             if given is None:
-                nbytes = evaluate(engine.program.source.storages[storage].type.nbytes, bindings)
+                nbytes = evaluate(engine.program.memory[storage].type.nbytes, bindings)
                 given = self._room(f"output {storage}", size, nbytes)
             feeds[engine.feed_numbers[storage]] = address_of(given)
         gathered = []

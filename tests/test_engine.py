@@ -8,7 +8,8 @@ from program_support import CHAIN, chain_feeds, chain_results, read, step_progra
 
 from graphc.codegen.target import TARGETS
 from graphc.codegen.threads import pool, set_num_threads
-from graphc.engine import CACHED_SIZES, NativeEngine, emit_program
+from graphc.emission import emit_program
+from graphc.engine import CACHED_SIZES, NativeEngine
 from graphc.errors import IndexRangeError
 from graphc.interpreters import NumpyEngine, PythonEngine
 from graphc.ir.addresses import address_of

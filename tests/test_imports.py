@@ -30,7 +30,7 @@ CODEGEN_MAY_IMPORT = (
     "graphc.ir.addresses",
     "graphc.ir.scalar",
     "graphc.ir.kernels",
-    "graphc.ir.program",
+    "graphc.ir.tables",
 )
 # What stands above the IR and code generation and puts them together.
 UPPER = (

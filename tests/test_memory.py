@@ -11,7 +11,7 @@ from graphc.errors import StateError
 from graphc.ir.addresses import address_of
 from graphc.ir.graph import Variable
 from graphc.ir.interpret_program import run_program
-from graphc.ir.memory import Block, format_blocks, pack
+from graphc.ir.packing import Block, format_blocks, pack
 from graphc.ir.program import build_program
 from graphc.ir.slabs import group_variables, place_variables
 from graphc.ir.types import TensorType, float32, float64

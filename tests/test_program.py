@@ -11,9 +11,10 @@ from program_support import CHAIN, REVERSE, STEP, chain_feeds, chain_results, re
 from graphc.errors import ShapeError, VerifyError
 from graphc.ir.graph import Variable
 from graphc.ir.interpret_program import run_program
-from graphc.ir.program import MAX_CHUNKS, build_program, chunk_rule, chunk_sizes, compulsory_bytes
+from graphc.ir.program import build_program, bytes_moved, compulsory_bytes
 from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.regions import Region, checks_first, chunk_local_rows, form_regions, order_for_regions
+from graphc.ir.tables import MAX_CHUNKS, Columns, chunk_rule, chunk_sizes
 from graphc.ir.text_program import print_program
 from graphc.ir.types import TensorType, dim, evaluate, float32
 
@@ -129,8 +130,6 @@ def test_the_interpreter_finds_a_region_that_is_wrong():
 
 
 def _joined(program):
-    from graphc.ir.program import Columns
-
     columns = {name: [program.regions[name].tolist()[0]] for name in program.regions.names}
     columns["launch_count"] = [len(program.launches)]
     return Columns(**columns)
@@ -324,8 +323,8 @@ def test_bytes_moved():
     B = dim("B")
     assert compulsory_bytes(program.kernels[0]) == 64 * B
     bound = program.bind({"B": 100})
-    assert bound.bytes_moved()["k0"] == 6400
-    assert bound.bytes_moved()["k3"] == 4 * bound.bindings["k1.chunks"] + 4
+    assert bytes_moved(bound)["k0"] == 6400
+    assert bytes_moved(bound)["k3"] == 4 * bound.bindings["k1.chunks"] + 4
     inout = step_program().kernels[2]
     assert evaluate(compulsory_bytes(inout), {}) == 16 * 3
 

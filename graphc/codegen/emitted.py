@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphc.ir.types import Extent
@@ -13,3 +14,14 @@ class EmittedKernel:
 
     symbol: str
     extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledProgram:
+    """The object of a program and what each kernel became. `parts` are its key in the cache; `hit` says
+    that it was found there."""
+
+    object_bytes: bytes
+    emitted: tuple[EmittedKernel, ...]
+    parts: Mapping[str, str]
+    hit: bool

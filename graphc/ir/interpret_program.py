@@ -16,8 +16,8 @@ import numpy as np
 from graphc.errors import FeedError, GraphcError
 from graphc.ir.interpret_kernels import run_kernel
 from graphc.ir.kernels import Storage
-from graphc.ir.program import BoundProgram
 from graphc.ir.python_kernels import CheckFailure, poisoned
+from graphc.ir.tables import BoundProgram
 from graphc.ir.types import Shape, evaluate
 
 Array = np.ndarray[Any, Any]
@@ -37,8 +37,7 @@ def run_program(
     program, bindings = bound.program, bound.bindings
     arena = np.full(bound.layout.nbytes, 0xFF, dtype=np.uint8)
     arrays = {
-        name: _memory(storage, bound, arena, feeds, state or {})
-        for name, storage in program.source.storages.items()
+        name: _memory(storage, bound, arena, feeds, state or {}) for name, storage in program.memory.items()
     }
     random = None if seed is None else np.random.default_rng(seed)
     for region, chunking in enumerate(bound.chunkings):
@@ -61,7 +60,7 @@ def run_program(
             raise min(failures, key=lambda failure: (failure.check, failure.position))
     return {
         label: arrays[storage].reshape(_concrete(type.shape, bindings)).copy()
-        for label, (storage, type) in program.source.outputs.items()
+        for label, (storage, type) in program.outputs.items()
     }
 
 

@@ -37,13 +37,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import is_not
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphc.ir.scalar import result_dtype
+from graphc.ir.storage import Storage as Storage
 from graphc.ir.types import DType, Extent, Shape, TensorType, bool_, dim, evaluate, int64
-
-if TYPE_CHECKING:
-    from graphc.ir.graph import ConstantData, Variable
 
 STREAM_BYTES = 2**25
 """What the last-level cache holds, on common server cores."""
@@ -337,17 +335,6 @@ class Kernel:
 
     def buffer(self, name: str) -> Buffer:
         return next(b for b in self.buffers if b.name == name)
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Memory that kernels share. kind: input | state | constant | temporary | output."""
-
-    name: str
-    type: TensorType
-    kind: str
-    variable: Variable | None = None
-    data: ConstantData | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphc.ir.memory import format_blocks
-from graphc.ir.program import KINDS, BoundProgram, Program, compulsory_bytes
+from graphc.ir.packing import format_blocks
+from graphc.ir.program import bytes_moved, compulsory_bytes
+from graphc.ir.storage import KINDS
+from graphc.ir.tables import BoundProgram, Program
 from graphc.ir.types import Extent, dims_of, evaluate
 
 HEADER = "graphc program 1"
@@ -17,7 +19,7 @@ HEADER = "graphc program 1"
 
 def print_program(program: Program, bindings: Mapping[str, int] | None = None) -> str:
     """The program's tables; bound to `bindings`, or by itself where it has no dims. Deterministic."""
-    chunk_dims = {f"{kernel.name}.chunks" for kernel in program.kernels}
+    chunk_dims = {f"{name}.chunks" for name in program.kernel_names}
     dims = set().union(*(dims_of(extent) for extent in program.extents)) - chunk_dims
     if bindings is None and not dims:
         bindings = {}
@@ -66,13 +68,13 @@ def _regions(program: Program, bound: BoundProgram | None) -> list[str]:
                 f"  launch {position}: {kernel.name} {kernel.form} ({operands}) moves {moved} bytes{origin}"
             )
     if bound is not None:
-        lines.append(f"all launches move {sum(bound.bytes_moved().values())} bytes")
+        lines.append(f"all launches move {sum(bytes_moved(bound).values())} bytes")
     return lines
 
 
 def _storages(program: Program, bound: BoundProgram | None) -> list[str]:
     lines = []
-    for number, storage in enumerate(program.source.storages.values()):
+    for number, storage in enumerate(program.memory.values()):
         block = int(program.storages["block"][number])
         where = ""
         if block >= 0:

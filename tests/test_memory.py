@@ -67,6 +67,50 @@ def test_blocks_that_live_together_never_overlap(drawn):
     assert max(live, default=0) <= layout.nbytes <= sum(rounded) == layout.unshared
 
 
+def packed_simply(blocks, sizes):
+    """What `pack` promises, by looking at every pair of blocks."""
+    rounded = [-(-size // 64) * 64 for size in sizes]
+    offsets = [0] * len(blocks)
+    placed = []
+    for n in sorted(range(len(blocks)), key=lambda n: (-rounded[n], blocks[n].first, n)):
+        if rounded[n] == 0:
+            continue
+        together = [
+            m for m in placed if blocks[m].first <= blocks[n].last and blocks[n].first <= blocks[m].last
+        ]
+        ends = sorted((offsets[m], offsets[m] + rounded[m]) for m in together)
+        gaps, end = [], 0
+        for start, stop in ends:
+            gaps += [(start - end, end)] if start - end >= rounded[n] else []
+            end = max(end, stop)
+        offsets[n] = min(gaps)[1] if gaps else end
+        placed.append(n)
+    return tuple(offsets)
+
+
+@given(blocks_strategy, st.sampled_from([1, 7, 1000]))
+def test_blocks_go_into_the_tightest_gap_largest_first(drawn, times):
+    blocks = [
+        Block((f"t{n}",), min(a, b) * times, max(a, b) * times, size) for n, (a, b, size) in enumerate(drawn)
+    ]
+    sizes = [size for _, _, size in drawn]
+    assert pack(blocks, sizes).offsets == packed_simply(blocks, sizes)
+
+
+def test_blocks_of_a_deep_network_go_there_too():
+    # Those of a deep network that is trained: results wait for the way back, which has others of its own.
+    depth = 150
+    blocks, sizes = [], []
+    for n in range(depth):
+        blocks += [
+            Block((f"forward{n}",), 2 * n, 4 * depth - 2 * n, 0),
+            Block((f"between{n}",), 2 * n, 2 * n + 1, 0),
+            Block((f"backward{n}",), 4 * depth - 2 * n - 1, 4 * depth - 2 * n, 0),
+        ]
+        sizes += [64 * (1 + n % 5), 64 * (3 + n % 9), 64 * (2 + n % 6)]
+    assert pack(blocks, sizes).offsets == packed_simply(blocks, sizes)
+
+
 def test_memory_is_used_again():
     blocks = [Block(("a",), 0, 1, 100), Block(("b",), 1, 2, 100), Block(("c",), 2, 3, 100)]
     layout = pack(blocks, [100] * 3)

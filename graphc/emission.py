@@ -6,13 +6,15 @@ on a hit nothing is emitted. What emission says of each kernel is stored beside 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from graphc.codegen.cache import cached, emitter_digest, machine_parts
 from graphc.codegen.emitted import CompiledProgram, EmittedKernel
-from graphc.codegen.jit import compile_object
+from graphc.codegen.jit import bundled
 from graphc.codegen.target import Target
 from graphc.ir.kernels import Kernel
 from graphc.ir.tables import Program
@@ -23,29 +25,50 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _INDEXED = re.compile(r"[A-Za-z_][\w.]*(?=\[)")
 
 
+FIRST_CHARACTERS = 16_000
+"""Text of the first module of a program, which is compiled while the rest is written; each further one is
+twice as long. A module costs LLVM a millisecond of its own, and a text twice what writing it took."""
+
+
 def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel, ...], str]:
     """The kernels of a program as one LLVM module: what each became, and the module's text.
 
     Kernels of equal code have one function, also where only extents tell them apart.
     """
+    texts: list[str] = []
+    emitted = emit_modules(program, target, texts.append, math.inf)
+    return emitted, texts[0]
+
+
+def emit_modules(
+    program: Program, target: Target, take: Callable[[str], None], characters: float = FIRST_CHARACTERS
+) -> tuple[EmittedKernel, ...]:
+    """The kernels of a program as one LLVM module or more: `take` is given each text once it is complete, the
+    first with about so many characters. Returns what each kernel became."""
     # The emitter takes 20 ms to load, and code from the cache never needs it.
     from graphc.codegen.builder import Module
     from graphc.codegen.kernels import emit_kernel
     from graphc.codegen.sharing import shared_forms
 
-    module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    new_module = partial(Module, target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    module = new_module()
     codes = [code_text(kernel) for kernel in program.kernels]
     different = dict(zip(codes, program.kernels, strict=True))
     forms = shared_forms(list(different.values()), list(different), code_text, target.vector_bits)
     functions: dict[int, EmittedKernel] = {}
+    symbols: set[str] = set()
     known: dict[str, EmittedKernel] = {}
     for code, (form, bindings) in zip(different, forms, strict=True):
         if id(form) not in functions:
-            functions[id(form)] = emit_kernel(module, form, target.vector_bits)
+            if module.characters >= characters:
+                take(module.render())
+                module, characters = new_module(), 2 * characters
+            functions[id(form)] = emit_kernel(module, form, target.vector_bits, symbols)
         shared = functions[id(form)]
         extents = tuple(substitute(extent, bindings) for extent in shared.extents)
         known[code] = EmittedKernel(shared.symbol, extents)
-    return tuple(known[code] for code in codes), module.render()
+    take(module.render())
+    return tuple(known[code] for code in codes)
 
 
 def code_text(kernel: Kernel) -> str:
@@ -63,15 +86,30 @@ def code_text(kernel: Kernel) -> str:
     return _INDEXED.sub(lambda found: numbers.get(found[0], found[0]), text)
 
 
-def compile_program(program: Program, target: Target) -> CompiledProgram:
-    """The program's object, from the cache if it can be. Raises LoweringError if it cannot be emitted."""
+def compile_program(
+    program: Program, target: Target, meanwhile: Callable[[], None] = lambda: None
+) -> CompiledProgram:
+    """The program's object, from the cache if it can be. Raises LoweringError if it cannot be emitted.
+
+    `meanwhile` is called once: while LLVM works, if it has to.
+    """
+    is_done = False
 
     def make() -> tuple[bytes, list[list[object]]]:
-        emitted, text = emit_program(program, target)
+        from graphc.codegen.background import ObjectThread
+
+        nonlocal is_done
+        with ObjectThread(target) as thread:
+            emitted = emit_modules(program, target, thread.add)
+            meanwhile()
+            is_done = True
+            objects = thread.objects()
         content: list[list[object]] = [[e.symbol, *map(str, e.extents)] for e in emitted]
-        return compile_object(text, target), content
+        return bundled(objects), content
 
     found = cached(program_parts(program.kernels, target), make)
+    if not is_done:
+        meanwhile()
     emitted = tuple(
         EmittedKernel(symbol, tuple(map(parse_extent, extents))) for symbol, *extents in found.content
     )

@@ -163,15 +163,16 @@ def as_program(program: Program | KernelProgram) -> Program:
     return build_program(program)
 
 
-def _compiled(program: Program, target: Target) -> CompiledProgram:
+def _compiled(program: Program, target: Target, meanwhile: Callable[[], None]) -> CompiledProgram:
     from graphc.emission import compile_program
 
-    return compile_program(program, target)
+    return compile_program(program, target, meanwhile)
 
 
 class NativeEngine:
     """Compiles a program for a target (default: this machine's) and runs it. `compiled` is its machine code
-    for that target, where it is there already.
+    for that target, where it is there already. `meanwhile` is called once, before the engine looks where
+    state lies: while LLVM works, if it has to.
 
     Raises LoweringError where a kernel cannot be emitted, UsageError
     where this machine cannot run the target's code.
@@ -184,10 +185,15 @@ class NativeEngine:
         program: Program | KernelProgram,
         target: Target | None = None,
         compiled: CompiledProgram | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         self.program = as_program(program)
         self.target = target or host_target()
-        self.compiled = compiled or _compiled(self.program, self.target)
+        if compiled is None:
+            compiled = _compiled(self.program, self.target, meanwhile)
+        else:
+            meanwhile()
+        self.compiled = compiled
         self.emitted = self.compiled.emitted
         symbols = tuple(dict.fromkeys(kernel.symbol for kernel in self.emitted))
         self.code = LoadedCode(self.compiled.object_bytes, symbols, self.target)

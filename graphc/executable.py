@@ -89,10 +89,9 @@ class Executable:
         self._native_texts: dict[str, str] = {}
         self._calls: tuple[NativeCall, ...] = ()
         own = SlabLock()
-        self._lay_out(own)
+        self._engine = _make_engine(stages, backend, target, partial(self._lay_out, own))
         self._lock = StateLock(own, self.slabs.values())
         self._guard = StepGuard(self._lock, plan, self._memory(written=True), self._memory())
-        self._engine = _make_engine(stages, backend, target)
         inputs = {**stages.optimized.inputs(), **stages.graph.inputs()}
         guards = dict.fromkeys((*guards_of(stages.graph), *guards_of(stages.optimized)))
         extents = dict.fromkeys((*symbolic_extents(stages.graph), *symbolic_extents(stages.optimized)))
@@ -481,12 +480,16 @@ class Executable:
         self._refuse("pickled")
 
 
-def _make_engine(stages: CompiledStages, backend: str, target: Target | None) -> Engine:
+def _make_engine(
+    stages: CompiledStages, backend: str, target: Target | None, lay_out: Callable[[], None]
+) -> Engine:
+    """The engine of a backend, state being laid out before it, or while LLVM compiles its kernels."""
     if backend == "native":
-        return NativeEngine(stages.program, target)
+        return NativeEngine(stages.program, target, meanwhile=lay_out)
     if backend in ("numpy", "python"):
         from graphc.interpreters import NumpyEngine, PythonEngine
 
+        lay_out()
         return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)
     raise UsageError(f"there is no backend {backend!r}; there are native, numpy and python")
 

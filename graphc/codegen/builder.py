@@ -99,12 +99,16 @@ def constant(value: float | int | bool, type: LLType) -> Value:
 
 
 class Module:
-    """Text of one LLVM module: functions and the declarations that they need, each once."""
+    """Text of one LLVM module: functions and the declarations that they need, each once.
+
+    `characters` is the length of all functions so far.
+    """
 
     def __init__(
         self, triple: str = "", function_attributes: str = "nounwind", *, has_rounding: bool = False
     ) -> None:
         self.triple = triple
+        self.characters = 0
         # Whether llvm.floor and its kin are instructions of the target; if not they would call libm.
         self.has_rounding = has_rounding
         self.function_attributes = function_attributes
@@ -127,6 +131,7 @@ class Module:
 
     def add_function(self, name: str, text: str) -> None:
         self._functions[name] = text
+        self.characters += len(text)
 
     def has_function(self, name: str) -> bool:
         return name in self._functions

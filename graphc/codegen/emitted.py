@@ -18,8 +18,8 @@ class EmittedKernel:
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """The object of a program and what each kernel became. `parts` are its key in the cache; `hit` says
-    that it was found there."""
+    """The object of a program (or several, `jit.bundled`) and what each kernel became. `parts` are its key in
+    the cache; `hit` says that it was found there."""
 
     object_bytes: bytes
     emitted: tuple[EmittedKernel, ...]

@@ -20,6 +20,7 @@ from graphc.errors import LoweringError, UsageError
 CODEGEN_OPTIONS = {"opt": 2, "reloc": "pic", "codemodel": "small", "jit": True}
 """How code is generated, whatever the target."""
 
+_BUNDLE = b"graphc objects\0\0"
 _library_numbers = itertools.count()
 _load_lock = threading.Lock()
 
@@ -72,8 +73,31 @@ def undefined_symbols(object_bytes: bytes) -> list[str]:
     return sorted(names)
 
 
+def bundled(objects: Sequence[bytes]) -> bytes:
+    """Several objects as one run of bytes for `LoadedCode`; a single one is itself."""
+    if len(objects) == 1:
+        return objects[0]
+    sizes = b"".join(len(image).to_bytes(8, "little") for image in objects)
+    return _BUNDLE + len(objects).to_bytes(8, "little") + sizes + b"".join(objects)
+
+
+def _unbundled(object_bytes: bytes) -> list[bytes]:
+    """The objects that `bundled` was given."""
+    if not object_bytes.startswith(_BUNDLE):
+        return [object_bytes]
+    header = len(_BUNDLE) + 8
+    count = int.from_bytes(object_bytes[len(_BUNDLE) : header], "little")
+    start, images = header + 8 * count, []
+    for field in range(header, start, 8):
+        size = int.from_bytes(object_bytes[field : field + 8], "little")
+        images.append(object_bytes[start : start + size])
+        start += size
+    return images
+
+
 class LoadedCode:
-    """An object linked into this process. Its code lives exactly as long as this does.
+    """An object, or several that are `bundled`, linked into this process. Its code lives exactly as long as
+    this does.
 
     `symbols` are the functions and globals whose addresses are wanted. The caller vouches for the bytes:
     loading an object is running code, and a damaged one aborts the process inside LLVM. Where `target`
@@ -84,7 +108,9 @@ class LoadedCode:
         if target is not None and not target.runs_here:
             raise UsageError(f"this machine cannot run code for {target.name}; it can only be emitted")
         jit = _jit()
-        builder = _initialized().JITLibraryBuilder().add_object_img(object_bytes)
+        builder = _initialized().JITLibraryBuilder()
+        for image in _unbundled(object_bytes):
+            builder.add_object_img(image)
         for symbol in symbols:
             builder.export_symbol(symbol)
         # LLVM refuses a library name that was used before, even after that library is gone.

@@ -65,16 +65,21 @@ ABREAST = 4
 few enough to stay in 16 registers."""
 
 
-def emit_kernel(module: Module, kernel: Kernel, vector_bits: int) -> EmittedKernel:
-    """Adds a kernel's code to a module; kernels with the same code share one function."""
+def emit_kernel(
+    module: Module, kernel: Kernel, vector_bits: int, known: set[str] | None = None
+) -> EmittedKernel:
+    """Adds a kernel's code to a module; kernels with the same code share one function. `known` are the
+    symbols of kernels in other modules of the same program; this one's is added."""
     parameters = [("operands", PTR), ("begin", I64), ("end", I64), ("chunk", I64)]
     f = Function(module, "kernel", parameters, I64)
     emitter = KernelEmitter(f, kernel, vector_bits)
     emitter.emit()
     digest = hashlib.sha256(f.render("kernel").encode()).hexdigest()[:16]
     symbol = f"gx_{kernel.form}_{digest}"
-    if not module.has_function(symbol):
+    known = set() if known is None else known
+    if symbol not in known and not module.has_function(symbol):
         module.add_function(symbol, f.render(symbol))
+    known.add(symbol)
     return EmittedKernel(symbol, tuple(emitter.extent_slots))
 
 

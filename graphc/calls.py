@@ -10,7 +10,6 @@ A call has two ways. The general one, in Python, serves every case and explains 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NoReturn
@@ -22,6 +21,7 @@ from graphc.engine import Bound, NativeEngine
 from graphc.errors import DTypeError, FeedError, ShapeError, UsageError
 from graphc.ir.addresses import address_of, aligned_bytes
 from graphc.ir.slabs import StateLock
+from graphc.sites import meant
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
 Array = np.ndarray[Any, Any]
@@ -123,8 +123,7 @@ def by_label(structure: Any, out: Any) -> dict[str, Array]:
             raise UsageError(f"out is a dict of arrays by output, not {type(out).__name__}")
         for key in out:
             if key not in structure:
-                near = difflib.get_close_matches(str(key), [str(name) for name in structure], 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = meant(str(key), map(str, structure))
                 known = ", ".join(map(str, structure))
                 raise UsageError(f"out: there is no output {key!r} (outputs: {known}){hint}")
         return {structure[key]: array for key, array in out.items() if array is not None}

@@ -35,6 +35,7 @@ from graphc.ir.graph import Graph, Node, Variable
 from graphc.ir.slabs import SlabLock, SlabView, StateLock, group_variables, place_variables
 from graphc.ir.types import evaluate
 from graphc.parameters import Parameters
+from graphc.sites import names_options
 from graphc.stages import STAGES, CompiledStages, PassRecord
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
@@ -355,6 +356,7 @@ class Executable:
         with self._guard:
             self._engine.run(arrays, bindings, {**self.gradient_outputs, **results})
 
+    @names_options
     def evaluate(
         self,
         data: Any,

@@ -8,7 +8,6 @@ made before anything runs.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from graphc.ir.addresses import address_of
 from graphc.ir.graph import Graph, Node
 from graphc.ir.interpret import bind_dims, check_guards
 from graphc.ir.types import DType, Extent, Guard, collect_guards, dims_of, evaluate
+from graphc.sites import meant
 
 Array = np.ndarray[Any, Any]
 CACHED_SHAPES = 256
@@ -80,8 +80,7 @@ class FeedPlan:
     def _check_names(self, feeds: Mapping[str, Any]) -> None:
         for name in feeds:
             if name not in self._dtypes:
-                near = difflib.get_close_matches(str(name), list(self._dtypes), 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = meant(str(name), self._dtypes)
                 known = ", ".join(self._dtypes) or "none"
                 raise FeedError(f"there is no input named {name!r} (inputs: {known}){hint}")
         for name, node in self.inputs.items():

@@ -17,7 +17,7 @@ from graphc.errors import DeclarationError, ShapeError, UsageError
 from graphc.ir.graph import Variable
 from graphc.ir.types import TensorType, as_dtype
 from graphc.network import Network as Network
-from graphc.sites import declares
+from graphc.sites import declares, names_options
 
 Layer = Callable[..., Any]
 
@@ -215,6 +215,7 @@ class Linear(Module):
 
     _kind = "linear"
 
+    @names_options
     def __init__(
         self,
         in_features: int,
@@ -258,6 +259,7 @@ class Linear(Module):
 class Activation(Module):
     """A function as a module: `Activation("relu")`, or any callable on a tensor."""
 
+    @names_options
     def __init__(self, function: str | Layer, name: str | None = None) -> None:
         super().__init__(name)
         self.function = activation(function)
@@ -273,6 +275,7 @@ class Activation(Module):
 class Sequential(Module):
     """Layers one after the other: modules, names of activations, or callables. Children are "0", "1", ..."""
 
+    @names_options
     def __init__(self, *layers: Any, name: str | None = None) -> None:
         super().__init__(name)
         if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
@@ -304,6 +307,7 @@ class MLP(Sequential):
     `MLP([784, 16, 16, 10], "sigmoid")`. Linear layers are "0", "2", ... where activations stand between.
     """
 
+    @names_options
     def __init__(
         self,
         sizes: Sequence[int],

@@ -42,7 +42,7 @@ from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
 from graphc.ir.types import Guard, collect_guards
 from graphc.ir.verify import verify_graph, verify_kernels
-from graphc.sites import SITES, call_site, origins_of
+from graphc.sites import SITES, call_site, names_options, origins_of
 from graphc.stages import CompiledStages, PassRecord
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def _chosen(parameters: Mapping[Variable, Node], request: Request) -> list[Varia
 # ----------------------------------------------------------------------------------------------- compile
 
 
+@names_options
 def compile(
     outputs: Any,
     *,

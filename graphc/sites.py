@@ -1,4 +1,4 @@
-"""Where the user declared what: call sites, and errors that name them.
+"""Where the user declared what: call sites, and errors that name them, or the option that was meant.
 
 `SITES` maps nodes to the line that declared them. It is a side table with weak keys, since origins are
 no part of a node's meaning.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from graphc.errors import DeclarationError, DTypeError, GraphcError, IndexRangeError, ShapeError
+from graphc.errors import DeclarationError, DTypeError, GraphcError, IndexRangeError, ShapeError, UsageError
 from graphc.ir.graph import Node, Operand, Origin, topological
 from graphc.ir.types import SHORT_NAMES
 
@@ -63,7 +63,8 @@ def origins_of(operands: Iterable[Operand]) -> dict[Node, Origin]:
 
 
 def declares(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes errors of a declaring function name it, its operands and the user's line."""
+    """Makes errors of a declaring function name it, its operands and the user's line; also as
+    `names_options`."""
     name = function.__name__.strip("_")
 
     @wraps(function)
@@ -72,6 +73,9 @@ def declares(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         except (ShapeError, DTypeError, DeclarationError, IndexRangeError) as error:
             raise located(error, name, args) from None
+        except TypeError as error:
+            _require_known_options(error, function, args, kwargs)
+            raise
 
     return wrapper
 
@@ -100,3 +104,83 @@ def _describe(value: Any) -> str:
         parts = [_describe(item) for item in value]
         return f"[{', '.join(parts)}]" if len(parts) <= 16 and all(parts) else ""
     return repr(value) if isinstance(value, (bool, int, float, str)) else ""
+
+
+# ------------------------------------------------------------------------------------------------- options
+
+
+def names_options(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a call with an option that a function lacks a UsageError, which names the nearest one."""
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            _require_known_options(error, function, args, kwargs)
+            raise
+
+    return wrapper
+
+
+def _require_known_options(
+    error: TypeError, function: Callable[..., Any], args: Sequence[Any], given: Mapping[str, Any]
+) -> None:
+    """Raises UsageError if a function refused a call for an option that it does not have."""
+    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+        return  # raised inside the function
+    if function.__name__ == "__init__":
+        owner, known = type(args[0]).__name__, _options_of_class(type(args[0]))
+    else:
+        owner, known = function.__name__.strip("_"), _options(function)[len(args) :]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise unknown_option(owner, unknown, known) from None
+
+
+def unknown_option(owner: str, name: str, known: Sequence[str]) -> UsageError:
+    """The error for an option that is not there: "Adam has no option 'beta'; did you mean 'betas'?"."""
+    hint = meant(name, known) or f"; there are {', '.join(known) or 'none'}"
+    return UsageError(f"{owner} has no option {name!r}{hint}")
+
+
+def _options(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters, those first that may be given by position."""
+    from inspect import signature
+
+    parameters = signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _options_of_class(cls: type) -> list[str]:
+    """What a class is made with: also what its bases are, as far as they are handed the rest (`**common`)."""
+    from inspect import signature
+
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__:
+            init = base.__dict__["__init__"]
+            found.update(dict.fromkeys(_options(init)[1:]))
+            if all(p.kind is not p.VAR_KEYWORD for p in signature(init).parameters.values()):
+                break
+    return list(found)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is near this one: by spelling, by initials, or by a word of it; or ""."""
+    from difflib import get_close_matches
+
+    names = list(known)
+    near = get_close_matches(name, names, 1)
+    near = near or [k for k in names if k == _initials(name) or name == _initials(k)]
+    near = near or [k for k in names if any(_begins(word, name) for word in k.split("_"))]
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _begins(word: str, name: str) -> bool:
+    """Whether one is the beginning of the other, and long enough to mean it."""
+    return min(len(word), len(name)) > 2 and (word.startswith(name) or name.startswith(word))
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))

@@ -18,6 +18,7 @@ import numpy as np
 
 from graphc.errors import FeedError, StopTraining, UsageError
 from graphc.figures import Means, figure_labels
+from graphc.sites import names_options
 from graphc.steps import step_loop
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def evaluate(
     return Runner(executable, metrics).evaluate(data, positive("batch_size", batch_size))
 
 
+@names_options
 def fit(
     executable: Executable,
     data: Any,

@@ -15,6 +15,7 @@ from graphc.dsl import Tensor
 from graphc.errors import DeclarationError
 from graphc.ir.graph import Variable
 from graphc.ir.types import DType, TensorType, float32, int64, promote
+from graphc.sites import meant, names_options
 
 LearningRate = float | Callable[[int], float]
 
@@ -103,6 +104,7 @@ class Optimizer:
     # Hyperparameters that a group may override, and what each must satisfy.
     non_negative: ClassVar[tuple[str, ...]] = ("weight_decay",)
 
+    @names_options
     def __init__(
         self,
         params: Any = None,
@@ -153,7 +155,10 @@ class Optimizer:
         unknown = set(given) - set(self.defaults)
         if unknown:
             known = ", ".join([*self.defaults, "frozen"])
-            raise DeclarationError(f"{type(self).__name__} has no option {min(unknown)!r}; there are {known}")
+            hint = meant(min(unknown), [*self.defaults, "frozen"])
+            raise DeclarationError(
+                f"{type(self).__name__} has no option {min(unknown)!r}; there are {known}{hint}"
+            )
         options = {**self.defaults, **given}
         self.validate(options)
         return Group(members, options, bool(frozen))

@@ -465,3 +465,71 @@ def test_all_errors_derive_from_one() -> None:
     found = [v for v in vars(errors).values() if inspect.isclass(v) and issubclass(v, Exception)]
     assert len(found) > 8
     assert all(issubclass(v, gx.GraphcError) for v in found)
+
+
+# --------------------------------------------------------------------------- options that are not there
+
+
+@pytest.mark.parametrize(
+    ("call", "owner", "option", "nearest"),
+    [
+        (lambda x: gx.optim.Adam(learning_rate=0.1), "Adam", "learning_rate", "lr"),
+        (lambda x: gx.optim.AdamW(beta=0.9), "AdamW", "beta", "betas"),
+        (lambda x: gx.optim.SGD(clip=1.0), "SGD", "clip", "clip_norm"),
+        (lambda x: gx.nn.Linear(3, 4, use_bias=True), "Linear", "use_bias", "bias"),
+        (lambda x: gx.nn.MLP((3, 4), act="relu"), "MLP", "act", "activation"),
+        (lambda x: gx.compile(x, optimiser=None), "compile", "optimiser", "optimizer"),
+        (lambda x: gx.input("y", shap=(3,)), "input", "shap", "shape"),
+        (lambda x: gx.sum(x, axes=0), "sum", "axes", "axis"),
+    ],
+)
+def test_an_option_that_is_not_there_names_the_nearest(
+    call: Any, owner: str, option: str, nearest: str
+) -> None:
+    message = f"{owner} has no option '{option}'; did you mean '{nearest}'?"
+    with pytest.raises(gx.errors.UsageError, match=re.escape(message)) as caught:
+        call(gx.input("x", (gx.dim("B"), 3)))
+    assert isinstance(caught.value, TypeError) and caught.value.__suppress_context__
+
+
+def test_an_option_near_none_names_all() -> None:
+    with pytest.raises(gx.errors.UsageError, match="softmax has no option 'dim'; there are axis"):
+        gx.softmax(gx.input("x", (3,)), dim=0)  # type: ignore[call-arg]
+
+
+def test_fit_and_evaluate_name_the_nearest_option() -> None:
+    exe, feeds = step()
+    with pytest.raises(gx.errors.UsageError, match=r"fit has no option 'epoch'; did you mean 'epochs'\?"):
+        exe.fit(feeds, epoch=3)
+    with pytest.raises(gx.errors.UsageError, match=r"evaluate has no option 'batch'; did you mean 'batch_si"):
+        exe.evaluate(feeds, batch=3)  # type: ignore[call-arg]
+
+
+def test_options_of_an_optimizer_of_ones_own_are_known() -> None:
+    class Warm(gx.optim.Adam):
+        def __init__(self, warmup: int = 3, **rest: Any) -> None:
+            super().__init__(**rest)
+
+    for name, nearest in (("warmpu", "warmup"), ("epsilon", "eps")):
+        with pytest.raises(
+            gx.errors.UsageError, match=f"Warm has no option '{name}'; did you mean '{nearest}'"
+        ):
+            Warm(**{name: 1})
+
+
+def test_other_type_errors_are_left_alone() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
+        gx.nn.Linear(3)  # type: ignore[call-arg]
+    assert not isinstance(caught.value, gx.GraphcError)
+
+    def layer(x: Any) -> Any:
+        return len(x, axis=3)  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="len") as caught:
+        gx.nn.Sequential(layer)(gx.input("x", (3,)))
+    assert not isinstance(caught.value, gx.GraphcError)
+
+
+def test_an_option_of_a_group_names_the_nearest() -> None:
+    with pytest.raises(gx.errors.DeclarationError, match="did you mean 'lr'"):
+        gx.optim.Adam([{"params": ["*"], "learning_rate": 0.1}])

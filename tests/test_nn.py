@@ -230,3 +230,20 @@ def test_names_that_are_not_identifiers_compile(backend):
     text = step.dump("kernels")
     assert '= "0.weight"' in text
     gx.parse(text, {**step.state_dict(), "optim.lr.0": np.float32(0.1)})
+
+
+@pytest.mark.parametrize("backend", ["native", "python", "numpy"])
+def test_words_of_the_kernels_grammar_and_other_alphabets_are_legal_names(backend):
+    words = ("inf", "nan", "true", "false", "inf_f64", "for", "chunk", "größe", "ß", "_inf")
+    inputs = [gx.input(word, (gx.dim("B"), 4)) for word in words]
+    weight = gx.param("out", (4,), init=[1.0, 2.0, 3.0, 4.0])
+    total = gx.sum(inputs[0] * float("inf") + sum(inputs[1:]) * weight, axis=1)
+    exe = gx.compile({"in": total, "nan": inputs[1] * 2.0}, backend=backend)
+    feeds = {word: np.full((3, 4), n, np.float32) for n, word in enumerate(words)}
+    feeds["inf"] += 1
+    got = exe.run(feeds)
+    assert np.array_equal(got["in"], np.full(3, np.inf)) and np.array_equal(got["nan"], np.full((3, 4), 2.0))
+    for stage in ("graph", "kernels"):
+        parsed = gx.parse(exe.dump(stage), {"out": weight.variable})
+        again = gx.compile(parsed, backend="native" if stage == "kernels" else backend)
+        assert np.array_equal(again.run(feeds)["nan"], got["nan"])

@@ -23,6 +23,8 @@ from graphc.ir.types import SHORT_NAMES, DType, TensorType, as_dtype
 Bindings = Mapping[str, Any]
 INLINE_ELEMENTS = 16  # larger constants are named by digest
 PLAIN_NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\Z")
+LITERAL_NAMES = frozenset({"true", "false", "inf", "nan", "inf_f32", "nan_f32", "inf_f64", "nan_f64"})
+"""Words that stand for values in kernels, and so for nothing else there."""
 _SPECIAL = {"inf": float("inf"), "nan": float("nan")}
 
 
@@ -32,12 +34,12 @@ def format_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name where it is plain, else one made from it: `0.weight` becomes `_0.weight`, `x-y` `x_y`."""
-    if PLAIN_NAME.match(name):
+    """The name where it is plain and no literal, else one made from it: `0.weight` becomes `_0.weight`, `x-y`
+    `x_y`, `inf` `_inf`."""
+    if PLAIN_NAME.match(name) and name not in LITERAL_NAMES:
         return name
-    parts = [part or "_" for part in re.sub(r"[^\w.]", "_", name).split(".")]
-    start = "_" if parts[0][0].isdecimal() else ""
-    return start + ".".join(parts)
+    plain = ".".join(part or "_" for part in re.sub(r"[^\w.]", "_", name).split("."))
+    return plain if PLAIN_NAME.match(plain) and plain not in LITERAL_NAMES else f"_{plain}"
 
 
 def format_comment(text: str) -> str:

@@ -38,7 +38,7 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
-from graphc.ir.literals import PLAIN_NAME
+from graphc.ir.literals import LITERAL_NAMES, PLAIN_NAME
 from graphc.ir.scalar import COMBINES, PRIMITIVES, result_dtype
 from graphc.ir.text_kernels import format_body, format_buffer, kernel_head
 from graphc.ir.types import DType, Extent, Shape, TensorType, dims_of, provably_different
@@ -46,8 +46,6 @@ from graphc.ir.types import DType, Extent, Shape, TensorType, dims_of, provably_
 FORMS = ("map", "rows", "columns", "contract", "window", "move", "check")
 KINDS = ("input", "state", "constant", "temporary", "output")
 CONTEXT_LINES = 4
-# Words that mean a value of their own in the text form.
-_LITERALS = frozenset({"true", "false", "inf", "nan", "inf_f32", "nan_f32", "inf_f64", "nan_f64", CHUNK})
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class _KernelVerifier:
                 self.fail(f"buffer {buffer.name} is `{buffer.access}` but never stored to")
 
     def _check_name(self, name: str) -> None:
-        if not PLAIN_NAME.match(name) or name in _LITERALS:
+        if not PLAIN_NAME.match(name) or name in LITERAL_NAMES or name == CHUNK:
             self.fail(f"{name!r} is not a name")
 
     # ---------------------------------------------------------------------------------- statements

@@ -47,7 +47,7 @@ if SPLIT:
     import llvmlite.binding
     laps["  import llvmlite"] = clock() - start
     start = clock()
-    import graphc.pipeline, graphc.executable
+    import graphc.compiling
     laps["  import the compiler"] = clock() - start
 start = clock()
 executable = gx.compile({"loss": loss}, loss=loss, optimizer=adam)

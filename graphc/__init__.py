@@ -142,9 +142,9 @@ from graphc.shaping import (
 if TYPE_CHECKING:
     from graphc import nn, optim
     from graphc.calls import BoundCall
+    from graphc.compiling import compile, set_num_threads
     from graphc.executable import Executable
     from graphc.gradients import grad, jvp
-    from graphc.pipeline import compile, set_num_threads
 
 __version__ = "0.1.0"
 newaxis = None
@@ -154,11 +154,11 @@ _LATE = {
     "BoundCall": "graphc.calls",
     "Executable": "graphc.executable",
     "check_gradients": "graphc.check",
-    "compile": "graphc.pipeline",
+    "compile": "graphc.compiling",
     "grad": "graphc.gradients",
     "jvp": "graphc.gradients",
     "parse": "graphc.ir.text",
-    "set_num_threads": "graphc.pipeline",
+    "set_num_threads": "graphc.compiling",
 }
 
 

@@ -178,8 +178,8 @@ def find(target: str) -> Executable:
 
     Raises UsageError if there is no such file or name, or what it names is neither.
     """
+    from graphc.compiling import compile
     from graphc.executable import Executable
-    from graphc.pipeline import compile
 
     file, colon, name = target.rpartition(":")
     path = Path(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from graphc import checkpoint, training
+from graphc import checkpoint
 from graphc.calls import (
     BoundCall,
     Spec,
@@ -25,27 +25,27 @@ from graphc.calls import (
     require_in_place,
 )
 from graphc.codegen.call import NativeCall
-from graphc.emission import emit_program
 from graphc.engine import Engine, NativeEngine
 from graphc.errors import FeedError, UsageError
-from graphc.feeds import FeedPlan, guards_of, symbolic_extents
+from graphc.feeds import FeedPlan
 from graphc.figures import LOSS_LABEL
-from graphc.ir.addresses import address_of
-from graphc.ir.graph import Graph, Node, Variable
-from graphc.ir.slabs import SlabLock, SlabView, StateLock, group_variables, place_variables
+from graphc.ir.graph import Graph, Node
+from graphc.ir.slabs import SlabView
 from graphc.ir.types import evaluate
-from graphc.parameters import Parameters
 from graphc.sites import names_options
-from graphc.stages import STAGES, CompiledStages, PassRecord
+from graphc.stages import STAGES, CompiledStages, PassRecord, require_stage
+from graphc.state import StepState
+from graphc.step import Step
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
 if TYPE_CHECKING:
+    from graphc import training
     from graphc.codegen.target import Target
-    from graphc.pipeline import Backend
+    from graphc.request import Backend
     from graphc.roofline import RooflineReport
 
 Array = np.ndarray[Any, Any]
-GRADIENT_PREFIX = "grad."
+NOT_RUN = "no pass has run: the step came from the cache; asking for a stage runs them\n"
 KEPT_CALLS = 4
 """Sizes at which `run` goes the native way without looking further."""
 
@@ -67,39 +67,40 @@ class Executable:
 
     def __init__(
         self,
-        stages: CompiledStages,
+        step: Step,
         structure: Any,
         *,
         backend: Backend = "native",
         target: Target | None = None,
         optimizer: Any = None,
-        plan: OptimizerPlan | None = None,
         site: str = "",
     ) -> None:
-        """`structure` is the label of an output, or a tuple, list or dict of labels. `plan` is what the
-        optimizer does to state; `site` the line that called `compile`."""
-        self._stages = stages
+        """`structure` is the label of an output, or a tuple, list or dict of labels; `site` the line that
+        called `compile`."""
+        self._step = step
         self._structure = structure
         self._backend = backend
         self._target = target
         self.optimizer = optimizer
         self.site = site
-        self._plan = plan
+        self._plan = step.plan
         self._evaluator: Executable | None = None
         self._last_bindings: dict[str, int] | None = None
         self._native_texts: dict[str, str] = {}
         self._calls: tuple[NativeCall, ...] = ()
-        own = SlabLock()
-        self._engine = _make_engine(stages, backend, target, partial(self._lay_out, own))
-        self._lock = StateLock(own, self.slabs.values())
-        self._guard = StepGuard(self._lock, plan, self._memory(written=True), self._memory())
-        inputs = {**stages.optimized.inputs(), **stages.graph.inputs()}
-        guards = dict.fromkeys((*guards_of(stages.graph), *guards_of(stages.optimized)))
-        extents = dict.fromkeys((*symbolic_extents(stages.graph), *symbolic_extents(stages.optimized)))
-        self.feed_plan = FeedPlan(inputs, tuple(guards), tuple(extents), self._guard.written)
-        self._types = {label: operand.type for label, operand in stages.optimized.outputs.items()}
-        for label in self.gradient_outputs:
-            del self._types[label]
+        interface = step.interface
+        self._state: StepState
+        self._engine = step.make_engine(self._lay_out)
+        self._lock = self._state.lock
+        self.slabs: dict[str, SlabView] = self._state.slabs
+        """Where state lies: "parameters", "gradients", each optimizer moment by name, and other "state"."""
+        self.params = self._state.params
+        """Parameters by name: live numpy views, assignable."""
+        self.gradient_outputs = self._state.gradient_outputs
+        """Where a run writes gradients, by the labels of these outputs."""
+        self._guard = StepGuard(self._lock, step.plan, self._state.memory(written=True), self._state.memory())
+        self.feed_plan = FeedPlan(interface.inputs, interface.guards, interface.extents, self._guard.written)
+        self._types = interface.outputs
         loss = self._types.get(LOSS_LABEL)
         # What a run with `out=` computes besides what the user asked for goes where nobody looks.
         self._unseen = {} if loss is None else {LOSS_LABEL: np.empty((), loss.dtype.numpy)}
@@ -107,40 +108,8 @@ class Executable:
 
     # --------------------------------------------------------------------------------------- state
 
-    def _lay_out(self, lock: SlabLock) -> None:
-        """Places all state: one slab for the parameters, one for the gradients, one per moment."""
-        reached = {**self._stages.graph.variables(), **self._stages.joint.variables()}
-        own = set(self._plan.lr_variables) if self._plan is not None else set()
-        if self._plan is not None:
-            own |= {self._plan.step_variable, *self._plan.state_variables}
-        parameters = [variable for variable in reached.values() if variable not in own]
-        others = [variable for variable in reached.values() if variable in own]
-        gradients = [
-            Variable(label, operand.type, _zeros(operand.type))
-            for label, operand in self._stages.joint.outputs.items()
-            if label.startswith(GRADIENT_PREFIX) and label not in self._stages.graph.outputs
-        ]
-        groups = group_variables(parameters, gradients, others)
-        views = {name: place_variables(variables, name, lock) for name, variables in groups.items()}
-        self.slabs: dict[str, SlabView] = {name: view for name, view in views.items() if len(view)}
-        """Where state lies: "parameters", "gradients", each optimizer moment by name, and other "state"."""
-        self._parameters = {variable.name: variable for variable in parameters}
-        rates = set(self._plan.lr_variables) if self._plan is not None else set()
-        self._saved = [*parameters, *(variable for variable in others if variable not in rates)]
-        self._gradients = {v.name.removeprefix(GRADIENT_PREFIX): v for v in gradients}
-        self.gradient_outputs = {v.name: v.array for v in gradients}
-        """Where a run writes gradients, by the labels of these outputs."""
-        self.params = Parameters(self._parameters)
-        """Parameters by name: live numpy views, assignable."""
-
-    def _memory(self, written: bool = False) -> list[tuple[int, int]]:
-        """The address ranges of all state, or of what a run writes to."""
-        updated = set(self._stages.optimized.updates)
-        ranges = []
-        for view in self.slabs.values():
-            if not written or view.name == "gradients" or updated.intersection(view.variables):
-                ranges += [(address_of(run), address_of(run) + run.nbytes) for run in view.runs()]
-        return ranges
+    def _lay_out(self) -> None:
+        self._state = StepState(self._step.interface, self._step.plan)
 
     @property
     def grads(self) -> dict[str, Array]:
@@ -148,9 +117,9 @@ class Executable:
 
         UsageError unless the executable was compiled with a loss and without an optimizer.
         """
-        if not self._gradients:
+        if not self._state.gradients:
             raise UsageError("there are no gradients: compile with a loss and without an optimizer")
-        return {name: variable.array for name, variable in self._gradients.items()}
+        return dict(self._state.gradients)
 
     @property
     def inputs(self) -> dict[str, Node]:
@@ -159,15 +128,13 @@ class Executable:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and of the optimizer's state, by name."""
-        with self._lock:
-            return checkpoint.state_of(self._saved)
+        return self._state.copies()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Sets parameters and optimizer state. Names, dtypes and shapes must fit, or StateError is raised and
         nothing changes; optimizer state that this executable lacks is passed over. With `strict=False` names
         may also be missing or unknown."""
-        with self._lock:
-            checkpoint.load_state(checkpoint.check_state(self._saved, state, strict))
+        self._state.load(state, strict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `state_dict()` as a safetensors file, atomically. StateError if that fails."""
@@ -369,6 +336,8 @@ class Executable:
             samples as the first symbolic extent says).
         metrics: name -> f(outputs by label, feeds), a number or an array of one value per sample.
         """
+        from graphc import training
+
         return training.evaluate(self.evaluator, data, batch_size, metrics)
 
     def fit(self, data: Any, **options: Any) -> training.History:
@@ -387,6 +356,8 @@ class Executable:
         gathers the shuffled batches; Ctrl-C and the progress bar wait for a span to end, and learning-rate
         schedules are asked for the steps of a span ahead. Results are those of `run` batch by batch.
         """
+        from graphc import training
+
         return training.fit(self, data, **options)
 
     def roofline(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> RooflineReport:
@@ -399,16 +370,21 @@ class Executable:
     @property
     def evaluator(self) -> Executable:
         """The same outputs and parameters without any update (itself, if it has none)."""
-        if not self._stages.optimized.updates:
+        if not self.is_training:
             return self
         if self._evaluator is None:
             self._evaluator = self._without_updates()
         return self._evaluator
 
-    def _without_updates(self) -> Executable:
-        from graphc.pipeline import compile
+    @property
+    def is_training(self) -> bool:
+        """Whether a run updates parameters or other state."""
+        return bool(self._step.interface.updated)
 
-        graph = self._stages.graph
+    def _without_updates(self) -> Executable:
+        from graphc.compiling import compile
+
+        graph = self._step.declared
         outputs = {label: o for label, o in graph.outputs.items() if label != LOSS_LABEL}
         loss = graph.outputs.get(LOSS_LABEL)
         if loss is not None and loss not in outputs.values() and "loss" not in outputs:
@@ -424,13 +400,15 @@ class Executable:
 
     @property
     def trail(self) -> list[PassRecord]:
-        """Every pass that ran, with its seconds and its result."""
-        return list(self._stages.trail)
+        """Every pass that ran, with its seconds and its result. Empty where the step came from the cache and
+        nobody has asked for a stage yet."""
+        stages = self._step.stages
+        return [] if stages is None else list(stages.trail)
 
     @property
     def ir(self) -> CompiledStages:
-        """The IR of every stage, as data."""
-        return self._stages
+        """The IR of every stage, as data. The passes of a step from the cache run when this is first read."""
+        return self._step.all_stages
 
     @property
     def engine(self) -> Engine:
@@ -442,11 +420,14 @@ class Executable:
 
         Extents in the program stage are those of the last run, if there was one.
         """
-        return self._stages.text(stage, self._native_text, self._last_bindings)
+        require_stage(stage)
+        if stage == "trail" and self._step.stages is None:
+            return NOT_RUN
+        return self._step.all_stages.text(stage, self._native_text, self._last_bindings)
 
     def dump_all(self, directory: str | os.PathLike[str]) -> list[str]:
         """Writes every stage, the trail, and the result of every pass, as files; returns their paths."""
-        paths = self._stages.write(Path(directory), self._native_text, self._last_bindings)
+        paths = self._step.all_stages.write(Path(directory), self._native_text, self._last_bindings)
         return [str(path) for path in paths]
 
     def _native_text(self, stage: str) -> str:
@@ -457,8 +438,10 @@ class Executable:
             if isinstance(self._engine, NativeEngine):
                 text = self._engine.llvm if stage == "llvm" else self._engine.asm
             else:
+                from graphc.emission import emit_program
+
                 target = self._target or host_target()
-                text = emit_program(self._stages.program, target)[1]
+                text = emit_program(self._step.all_stages.program, target)[1]
                 text = text if stage == "llvm" else assembly(text, target)
             self._native_texts[stage] = text
         return self._native_texts[stage]
@@ -480,25 +463,6 @@ class Executable:
 
     def __reduce__(self) -> NoReturn:
         self._refuse("pickled")
-
-
-def _make_engine(
-    stages: CompiledStages, backend: str, target: Target | None, lay_out: Callable[[], None]
-) -> Engine:
-    """The engine of a backend, state being laid out before it, or while LLVM compiles its kernels."""
-    if backend == "native":
-        return NativeEngine(stages.program, target, meanwhile=lay_out)
-    if backend in ("numpy", "python"):
-        from graphc.interpreters import NumpyEngine, PythonEngine
-
-        lay_out()
-        return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)
-    raise UsageError(f"there is no backend {backend!r}; there are native, numpy and python")
-
-
-def _zeros(type: Any) -> Callable[[], Array]:
-    shape = tuple(evaluate(extent, {}) for extent in type.shape)
-    return lambda: np.zeros(shape, dtype=type.dtype.numpy)
 
 
 def _after_fork_in_child() -> None:

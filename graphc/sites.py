@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,6 +22,7 @@ from graphc.ir.types import SHORT_NAMES
 SITES: WeakKeyDictionary[Node, Origin] = WeakKeyDictionary()
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_site: ContextVar[str] = ContextVar("graphc_site", default="")
 _shown: dict[str, str] = {}
 _origins: dict[str, Origin] = {}
 
@@ -29,6 +32,9 @@ _R = TypeVar("_R")
 
 def call_site() -> str:
     """The innermost frame outside this package, as "file.py:12" (relative to the working directory)."""
+    given = _site.get()
+    if given:
+        return given
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
@@ -37,6 +43,16 @@ def call_site() -> str:
     if shown is None:
         shown = _shown[path] = _relative(path)
     return f"{shown}:{frame.f_lineno}"
+
+
+@contextmanager
+def on_behalf_of(site: str) -> Iterator[None]:
+    """Inside, `call_site` is this line: what it asked for is done now."""
+    token = _site.set(site)
+    try:
+        yield
+    finally:
+        _site.reset(token)
 
 
 def _relative(path: str) -> str:

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphc.errors import UsageError
-from graphc.ir.graph import Graph
-from graphc.ir.kernels import KernelProgram
-from graphc.ir.program import build_program
-from graphc.ir.tables import Program
-from graphc.ir.text import print_graph
-from graphc.ir.text_kernels import print_kernels
-from graphc.ir.text_program import print_program
+from graphc.ir.graph import Graph, Variable
+
+# Printing takes modules that a step from the cache runs without.
+if TYPE_CHECKING:
+    from graphc.ir.kernels import KernelProgram
+    from graphc.ir.tables import Program
 
 STAGES = ("graph", "joint", "optimized", "kernels", "program", "llvm", "asm")
 SUFFIXES: Mapping[str, str] = {"llvm": "ll", "asm": "s"}
@@ -33,22 +32,36 @@ class PassRecord:
     def text(self) -> str:
         """The result as text."""
         if isinstance(self.ir, Graph):
-            return print_graph(self.ir, self.stage)
+            return _printed(self.ir, self.stage)
+        from graphc.ir.text_kernels import print_kernels
+
         return print_kernels(self.ir)
+
+
+def _printed(graph: Graph, stage: str) -> str:
+    from graphc.ir.text import print_graph
+
+    return print_graph(graph, stage)
 
 
 @dataclass
 class CompiledStages:
-    """The last IR of every stage, and all passes in order. Later stages are made when first asked for."""
+    """The last IR of every stage, and all passes in order. Later stages are made when first asked for.
+
+    `chosen` are the variables that the loss was differentiated by.
+    """
 
     graph: Graph
     joint: Graph
     optimized: Graph
     kernels: KernelProgram
     trail: list[PassRecord] = field(default_factory=list)
+    chosen: tuple[Variable, ...] = ()
 
     @cached_property
     def program(self) -> Program:
+        from graphc.ir.program import build_program
+
         return build_program(self.kernels)
 
     def trail_text(self) -> str:
@@ -65,17 +78,20 @@ class CompiledStages:
 
         "trail" is the list of passes. UsageError for an unknown stage.
         """
-        if stage in ("graph", "joint", "optimized"):
-            return print_graph(getattr(self, stage), stage)
-        if stage == "kernels":
-            return print_kernels(self.kernels)
-        if stage == "program":
-            return print_program(self.program, bindings)
+        require_stage(stage)
         if stage in ("llvm", "asm"):
             return native(stage)
         if stage == "trail":
             return self.trail_text()
-        raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)} (and trail)")
+        if stage == "kernels":
+            from graphc.ir.text_kernels import print_kernels
+
+            return print_kernels(self.kernels)
+        if stage == "program":
+            from graphc.ir.text_program import print_program
+
+            return print_program(self.program, bindings)
+        return _printed(getattr(self, stage), stage)
 
     def write(
         self, directory: Path, native: Callable[[str], str], bindings: Mapping[str, int] | None = None
@@ -94,3 +110,9 @@ class CompiledStages:
             paths.append(directory / name)
             paths[-1].write_text(text, encoding="utf-8")
         return paths
+
+
+def require_stage(stage: str) -> None:
+    """Raises UsageError unless there is such a stage (or it is the trail)."""
+    if stage not in (*STAGES, "trail"):
+        raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)} (and trail)")

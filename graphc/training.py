@@ -190,7 +190,7 @@ def fit(
     progress: bool | None = None,
 ) -> History:
     """Trains; see `Executable.fit`."""
-    if not executable.ir.optimized.updates:
+    if not executable.is_training:
         raise UsageError(
             "fit trains, and this executable updates nothing: compile it with a loss and an optimizer"
         )

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from graphc import dsl, functions, reductions
+from graphc import dsl, functions, init, reductions
 from graphc.dsl import Tensor
 from graphc.errors import DeclarationError
 from graphc.ir.graph import Variable
@@ -18,26 +18,60 @@ from graphc.ir.types import DType, TensorType, float32, int64, promote
 from graphc.sites import meant, names_options
 
 LearningRate = float | Callable[[int], float]
+RATE_PREFIX = "optim.lr."
+STEP = "optim.step"
+"""What the scalars of an optimizer's own are called: a rate for each group, and the number of updates."""
+
+
+class Declared(NamedTuple):
+    """State that an optimizer declares, with the initial value of all its elements."""
+
+    name: str
+    type: TensorType
+    value: float
+
+    def variable(self) -> Variable:
+        """A new Variable for it."""
+        return dsl.make_variable(self.name, self.type, init.Fixed(self.value), trainable=False)
 
 
 @dataclass
 class OptimizerPlan:
-    """What one step does to state.
+    """The state of an optimizer, apart from what a step makes of it. `declared` says how it was declared.
 
     `lr_variables` are scalars, one for each group; before a run Python writes `learning_rate(k, steps)`
     into each, where `steps` is `step_variable`'s value: the number of updates done so far.
     """
 
-    updates: dict[Variable, Tensor]
     lr_variables: list[Variable]
     lr: list[LearningRate]
     step_variable: Variable
     state_variables: list[Variable]
+    declared: tuple[Declared, ...]
+
+    @property
+    def variables(self) -> list[Variable]:
+        """All of it."""
+        return [*self.lr_variables, *dict.fromkeys((self.step_variable, *self.state_variables))]
 
     def learning_rate(self, group: int, steps: int) -> float:
         """The learning rate of a group at the next update. Raises DeclarationError if it is no number."""
         rate = self.lr[group]
         return checked_rate(rate(steps) if callable(rate) else rate)
+
+
+def plan_of(
+    optimizer: Optimizer, declared: Sequence[Declared], variables: Mapping[str, Variable]
+) -> OptimizerPlan:
+    """The plan of an optimizer whose state, by name, is there. KeyError where some is not."""
+    rates = [variables[f"{RATE_PREFIX}{k}"] for k in range(len(optimizer.groups))]
+    return OptimizerPlan(
+        rates,
+        [group.options["lr"] for group in optimizer.groups],
+        variables[STEP],
+        [variables[name] for name, _, _ in declared if variables[name] not in rates],
+        tuple(declared),
+    )
 
 
 def checked_rate(value: Any) -> float:
@@ -213,8 +247,11 @@ def _members(params: Any) -> list[Any]:
 
 @dataclass
 class _Building:
-    """State variables of one plan, by name, and what the step makes of them."""
+    """State variables of one plan, by name, and what the step makes of them. Those `known` are not declared
+    anew."""
 
+    known: Mapping[str, Variable] = field(default_factory=dict)
+    declared: list[Declared] = field(default_factory=list)
     variables: dict[str, Variable] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     updates: dict[Variable, Tensor] = field(default_factory=dict)
@@ -233,9 +270,8 @@ class _Building:
 
     def _variable(self, name: str, type: TensorType, value: float) -> Tensor:
         if name not in self.tensors:
-            variable = dsl.make_variable(
-                name, type, lambda rng, shape: np.full(shape, value), trainable=False
-            )
+            self.declared.append(Declared(name, type, value))
+            variable = self.known.get(name) or self.declared[-1].variable()
             self.variables[name] = variable
             self.tensors[name] = dsl.from_variable(variable)
         return self.tensors[name]
@@ -244,8 +280,11 @@ class _Building:
 Triple = tuple[Variable, Tensor, Tensor]
 
 
-def build_updates(optimizer: Optimizer, gradients: Sequence[Triple]) -> OptimizerPlan:
-    """The updates of one step for (variable, its tensor, its gradient) triples.
+def build_updates(
+    optimizer: Optimizer, gradients: Sequence[Triple], state: Mapping[str, Variable] | None = None
+) -> tuple[OptimizerPlan, dict[Variable, Tensor]]:
+    """The optimizer's state, and what one step makes of it and of the parameters, for (variable, its tensor,
+    its gradient) triples. `state` is what was declared of it before, by name.
 
     Parameters that the optimizer does not select are skipped. Raises DeclarationError for a group that
     names a parameter which is not among the triples.
@@ -255,9 +294,9 @@ def build_updates(optimizer: Optimizer, gradients: Sequence[Triple]) -> Optimize
     dtype = float32
     for k, (_, _, gradient) in enumerate(chosen):
         dtype = gradient.dtype if k == 0 else promote(dtype, gradient.dtype)
-    building = _Building()
-    rates = [building.scalar(f"optim.lr.{k}", dtype, 0.0) for k in range(len(optimizer.groups))]
-    step = building.scalar("optim.step", int64, 0)
+    building = _Building(state or {})
+    rates = [building.scalar(f"{RATE_PREFIX}{k}", dtype, 0.0) for k in range(len(optimizer.groups))]
+    step = building.scalar(STEP, int64, 0)
     chosen, last = _accumulated(building, optimizer, chosen)
     chosen = _clipped(optimizer, chosen, dtype)
     next_step = step + 1
@@ -268,18 +307,11 @@ def build_updates(optimizer: Optimizer, gradients: Sequence[Triple]) -> Optimize
         ctx = UpdateContext(building, optimizer.groups[number], rates[number], next_step, param)
         before = set(building.updates)
         updates[variable] = _held(last, optimizer.update(param, gradient, ctx), param)
-        for state in set(building.updates) - before:
-            building.updates[state] = _held(last, building.updates[state], building.tensors[state.name])
+        for own in set(building.updates) - before:
+            building.updates[own] = _held(last, building.updates[own], building.tensors[own.name])
     updates.update(building.updates)
-    updates[building.variables["optim.step"]] = _held(last, next_step, step)
-    lr_variables = [building.variables[f"optim.lr.{k}"] for k in range(len(rates))]
-    return OptimizerPlan(
-        updates,
-        lr_variables,
-        [group.options["lr"] for group in optimizer.groups],
-        building.variables["optim.step"],
-        [v for v in building.variables.values() if v not in lr_variables],
-    )
+    updates[building.variables[STEP]] = _held(last, next_step, step)
+    return plan_of(optimizer, building.declared, building.variables), updates
 
 
 def _require_reached(optimizer: Optimizer, reached: Sequence[Variable]) -> None:

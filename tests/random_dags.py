@@ -457,7 +457,7 @@ def _compare(outcome, backend, found, expected, bound):
 def _run(exe, feeds, threads):
     gx.set_num_threads(threads)
     found = dict(exe.run_labelled(feeds))
-    if exe._gradients:
+    if exe.gradient_outputs:
         found |= {f"grad.{name}": array.copy() for name, array in exe.grads.items()}
     return found | {variable.name: variable.array.copy() for variable in exe.ir.optimized.updates}
 

@@ -35,6 +35,7 @@ CODEGEN_MAY_IMPORT = (
 # What stands above the IR and code generation and puts them together.
 UPPER = (
     "graphc.pipeline",
+    "graphc.compiling",
     "graphc.executable",
     "graphc.calls",
     "graphc.engine",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.pipeline import compile as compile_network
+from graphc.compiling import compile as compile_network
 
 # The names that users rely on, by kind.
 LEAVES = "dim input param constant".split()

@@ -1,0 +1,35 @@
+"""A compiled step, as the passes or the cache give it: what an executable is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graphc.engine import Engine
+from graphc.interface import Interface
+from graphc.ir.graph import Graph
+from graphc.stages import CompiledStages
+from graphc.updates import OptimizerPlan
+
+
+@dataclass(slots=True)
+class Step:
+    """What it is from outside, the optimizer's plan, and the network as declared, before any pass.
+
+    `make_engine` calls what it is given once, to lay out the state, before it looks where that lies.
+    `make_stages` runs the passes, unless `stages` are there already.
+    """
+
+    interface: Interface
+    plan: OptimizerPlan | None
+    declared: Graph
+    make_engine: Callable[[Callable[[], None]], Engine]
+    make_stages: Callable[[], CompiledStages]
+    stages: CompiledStages | None = None
+
+    @property
+    def all_stages(self) -> CompiledStages:
+        """The IR of every stage. Runs the passes if they have not run."""
+        if self.stages is None:
+            self.stages = self.make_stages()
+        return self.stages

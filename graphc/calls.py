@@ -1,6 +1,6 @@
 """Calls of a step: arrays given for results, the native way past Python, and steps bound to their arrays.
 
-    StepGuard    lets one call at a time run on a step's state, and sets the learning rates before it
+    StepGuard    what runs need of a step: the locks of its state, learning rates, memory
     BoundCall    what `Executable.bind` returns
     native_call  the native function for `run`, or for a bound call
 
@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from graphc.codegen.call import MAX_ARRAYS, Argument, NativeCall, StepTable, native_calls
+from graphc.codegen.call import MAX_ARRAYS, Argument, NativeCall, StepTable
+from graphc.codegen.cpython import native_calls
 from graphc.engine import Bound, NativeEngine
 from graphc.errors import DTypeError, FeedError, ShapeError, UsageError
 from graphc.ir.addresses import address_of, aligned_bytes
-from graphc.ir.slabs import StateLock
 from graphc.sites import meant
+from graphc.state import StepState
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
 Array = np.ndarray[Any, Any]
@@ -32,17 +33,15 @@ LONG_NANOSECONDS = 10_000
 
 
 class StepGuard:
-    """Lets one call at a time run on a step's state (`lock`), and sets the learning rates before it.
+    """Knows what runs of a step need: the locks of its state, learning rates, memory.
 
     `written` and `state` are (first, end) addresses: what a run writes to, and all state that there is.
     """
 
-    def __init__(
-        self, lock: StateLock, plan: OptimizerPlan | None, written: Sequence[Range], state: Sequence[Range]
-    ) -> None:
-        self.lock = lock
-        self.written = tuple(written)
-        self.state = tuple(state)
+    def __init__(self, state: StepState, plan: OptimizerPlan | None) -> None:
+        self._state = state
+        self.written = tuple(state.memory(written=True))
+        self.state = tuple(state.memory())
         self._plan = plan
         self.rates: tuple[LearningRate, ...] = tuple(plan.lr) if plan is not None else ()
         self._table: StepTable | None = None
@@ -55,7 +54,7 @@ class StepGuard:
         steps = int(self._plan.step_variable.array)
         return [checked_rate(rate(steps) if callable(rate) else rate) for rate in self.rates]
 
-    def set_rates(self, rates: Sequence[LearningRate]) -> None:
+    def change_rates(self, rates: Sequence[LearningRate]) -> None:
         """Sets what the learning rates are from the next step on. They have been checked."""
         self.rates = tuple(rates)
         self._fill_table()
@@ -64,7 +63,8 @@ class StepGuard:
     def table(self) -> StepTable:
         """The same for native code."""
         if self._table is None:
-            self._table = StepTable(self.lock.addresses, self.written, self.state, len(self.rates))
+            table = StepTable(self._state.lock, self.set_rates, self.written, self.state, len(self.rates))
+            self._table = table
             self._fill_table()
         return self._table
 
@@ -74,31 +74,16 @@ class StepGuard:
         # A schedule is a Python function; an object that only turns into a number may turn into another one.
         if all(type(rate) in (float, int) or isinstance(rate, np.generic) for rate in self.rates):
             scalars = [variable.array for variable in self._plan.lr_variables]
-            self._table.set_rates(list(zip(scalars, self.learning_rates, strict=True)))
+            self._table.keep_rates(list(zip(scalars, self.learning_rates, strict=True)))
         else:
-            self._table.leave_rates_to_enter()
+            self._table.ask_schedules()
 
-    def enter(self) -> None:
-        """Waits for the lock and sets the learning rates. Holds nothing if a schedule raises."""
-        self.lock.acquire()
+    def set_rates(self) -> None:
+        """Sets the learning rates for the next step; whoever runs it holds the lock. A schedule may raise."""
         if self._plan is None:
             return
-        try:
-            for variable, rate in zip(self._plan.lr_variables, self.learning_rates, strict=True):
-                variable.array[...] = rate
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def leave(self) -> None:
-        """Gives the lock back."""
-        self.lock.release()
-
-    def __enter__(self) -> None:
-        self.enter()
-
-    def __exit__(self, *exception: object) -> None:
-        self.leave()
+        for variable, rate in zip(self._plan.lr_variables, self.learning_rates, strict=True):
+            variable.array[...] = rate
 
 
 # ------------------------------------------------------------------------- results, fresh or given arrays
@@ -203,7 +188,6 @@ def native_call(
     ]
     if len(inputs) + len(made) > MAX_ARRAYS:
         return None
-    acquire, release = guard.lock.functions
     bound = None
     if outputs is not None:
         bound = [*feeds.values(), *(outputs[argument.key] for argument in made)]
@@ -214,9 +198,6 @@ def native_call(
         made,
         bindings,
         long=ready.nanoseconds > LONG_NANOSECONDS,
-        acquire=acquire,
-        enter=guard.enter,
-        release=release,
         bound=bound,
         result=result,
     )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from weakref import WeakSet
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from graphc.calls import (
     require_in_place,
 )
 from graphc.codegen.call import NativeCall
+from graphc.codegen.locks import StateLock
 from graphc.engine import Engine, NativeEngine
 from graphc.errors import FeedError, UsageError
 from graphc.feeds import FeedPlan
@@ -48,8 +47,6 @@ Array = np.ndarray[Any, Any]
 NOT_RUN = "no pass has run: the step came from the cache; asking for a stage runs them\n"
 KEPT_CALLS = 4
 """Sizes at which `run` goes the native way without looking further."""
-
-_alive: WeakSet[Executable] = WeakSet()
 
 
 class Executable:
@@ -91,22 +88,25 @@ class Executable:
         interface = step.interface
         self._state: StepState
         self._engine = step.make_engine(self._lay_out)
-        self._lock = self._state.lock
         self.slabs: dict[str, SlabView] = self._state.slabs
         """Where state lies: "parameters", "gradients", each optimizer moment by name, and other "state"."""
         self.params = self._state.params
         """Parameters by name: live numpy views, assignable."""
         self.gradient_outputs = self._state.gradient_outputs
         """Where a run writes gradients, by the labels of these outputs."""
-        self._guard = StepGuard(self._lock, step.plan, self._state.memory(written=True), self._state.memory())
+        self._guard = StepGuard(self._state, step.plan)
         self.feed_plan = FeedPlan(interface.inputs, interface.guards, interface.extents, self._guard.written)
         self._types = interface.outputs
         loss = self._types.get(LOSS_LABEL)
         # What a run with `out=` computes besides what the user asked for goes where nobody looks.
         self._unseen = {} if loss is None else {LOSS_LABEL: np.empty((), loss.dtype.numpy)}
-        _alive.add(self)
 
     # --------------------------------------------------------------------------------------- state
+
+    @property
+    def _lock(self) -> StateLock:
+        """The right to run on this state, for one thread at a time."""
+        return self._state.lock
 
     def _lay_out(self) -> None:
         self._state = StepState(self._step.interface, self._step.plan)
@@ -164,7 +164,7 @@ class Executable:
         for rate in given:
             if not callable(rate):
                 checked_rate(rate)
-        self._guard.set_rates(given)
+        self._guard.change_rates(given)
 
     @property
     def learning_rates(self) -> list[float]:
@@ -271,7 +271,8 @@ class Executable:
         if given is not None:
             check_given(given, self._specs(bindings), arrays, self._guard.state)
             outputs = {**outputs, **given}
-        with self._guard:
+        with self._lock:
+            self._guard.set_rates()
             self._last_bindings = bindings
             results = self._engine.run(arrays, bindings, outputs)
             self._prepare_calls(arrays, bindings)
@@ -279,13 +280,11 @@ class Executable:
             del results[label]
         return results
 
-    @contextmanager
-    def hold(self, bindings: dict[str, int]) -> Iterator[tuple[OptimizerPlan | None, Sequence[LearningRate]]]:
-        """The right to run steps at these dims natively (see `graphc.steps`), and what sets their learning
-        rates. Inside, no other thread runs on this state."""
-        with self._lock:
-            self._last_bindings = bindings
-            yield self._plan, self._guard.rates
+    def rates_at(self, bindings: dict[str, int]) -> tuple[OptimizerPlan | None, Sequence[LearningRate]]:
+        """What sets the learning rates of steps at these dims that are run in spans (see `graphc.steps`).
+        Whoever runs them holds the lock."""
+        self._last_bindings = bindings
+        return self._plan, self._guard.rates
 
     def _prepare_calls(self, arrays: Mapping[str, Array], bindings: dict[str, int]) -> None:
         """Puts the native call at this size first among those that `run` tries, and drops stale ones."""
@@ -320,7 +319,8 @@ class Executable:
         if found != bindings:
             raise FeedError(f"a bound array changed its shape: the dims were {dict(bindings)}, now {found}")
         check_given(results, self._specs(bindings), arrays, self._guard.state)
-        with self._guard:
+        with self._lock:
+            self._guard.set_rates()
             self._engine.run(arrays, bindings, {**self.gradient_outputs, **results})
 
     @names_options
@@ -463,12 +463,3 @@ class Executable:
 
     def __reduce__(self) -> NoReturn:
         self._refuse("pickled")
-
-
-def _after_fork_in_child() -> None:
-    for executable in _alive:
-        executable._lock.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from graphc import checkpoint
+from graphc.codegen.locks import StateLock
 from graphc.interface import GRADIENT_PREFIX, Interface
 from graphc.ir.addresses import address_of
 from graphc.ir.graph import Variable
-from graphc.ir.slabs import SlabLock, SlabView, StateLock, group_variables, place_variables
+from graphc.ir.locks import SlabLock
+from graphc.ir.slabs import SlabView, group_variables, locks_of, place_variables
 from graphc.ir.types import evaluate
 from graphc.parameters import Parameters
 from graphc.updates import OptimizerPlan
@@ -34,13 +37,18 @@ class StepState:
         groups = group_variables(parameters, gradients, others)
         views = {name: place_variables(variables, name, own) for name, variables in groups.items()}
         self.slabs: dict[str, SlabView] = {name: view for name, view in views.items() if len(view)}
-        self.lock = StateLock(own, self.slabs.values())
+        self._locks = [own, *locks_of(self.slabs.values())]
         rates = set(plan.lr_variables) if plan is not None else set()
         self._saved = [*parameters, *(variable for variable in others if variable not in rates)]
         self._updated = interface.updated
         self.gradient_outputs = {v.name: v.array for v in gradients}
         self.gradients = {v.name.removeprefix(GRADIENT_PREFIX): v.array for v in gradients}
         self.params = Parameters({variable.name: variable for variable in parameters})
+
+    @cached_property
+    def lock(self) -> StateLock:
+        """The right to run on this state, for one thread at a time; loaded when first asked for."""
+        return StateLock(self._locks)
 
     def memory(self, written: bool = False) -> list[tuple[int, int]]:
         """The address ranges of all state, or of what a run writes to."""

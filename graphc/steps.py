@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import ref
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from graphc.engine import NativeEngine
 from graphc.errors import FeedError
 from graphc.feeds import convert
 from graphc.figures import figure_labels
-from graphc.ir.addresses import address_of, aligned_bytes
+from graphc.ir.addresses import address_of, aligned_bytes, pins
 from graphc.ir.types import evaluate
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
@@ -49,11 +48,11 @@ AHEAD_BYTES = 1 << 12
 
 class Rows(NamedTuple):
     """One input's data: an array of the input's dtype whose rows are contiguous. `is_fed` says that a batch
-    of consecutive rows may be fed where it lies. `pins` keep the memory where it is: see `_pins`."""
+    of consecutive rows may be fed where it lies. `pins` keep the memory where it is."""
 
     array: Array
     is_fed: bool
-    pins: tuple[ref[Array], ...]
+    pins: tuple[object, ...]
 
     @property
     def row_bytes(self) -> int:
@@ -161,7 +160,7 @@ class StepLoop:
                 except FeedError:
                     return None
             flags = array.flags
-            found[name] = Rows(array, flags.c_contiguous and flags.aligned and not written, _pins(array))
+            found[name] = Rows(array, flags.c_contiguous and flags.aligned and not written, pins(array))
         if order is None and not all(rows.is_fed for rows in found.values()):
             order = np.arange(len(next(iter(found.values())).array))
         return Epoch(found, order)
@@ -251,7 +250,8 @@ class StepLoop:
                 start = address_of(rows.array) + first * rows.row_bytes
                 moving.append((engine.feed_numbers[name], start, size * rows.row_bytes))
         batch_bytes = sum(row_bytes for _, _, row_bytes, _, _ in layout.gathered)
-        with self._executable.hold(layout.bindings) as (plan, rules):
+        with self._executable._lock:
+            plan, rules = self._executable.rates_at(layout.bindings)
             rates = _set_rates(plan, rules, steps)
             span = Span(
                 steps=steps,
@@ -280,15 +280,6 @@ class StepLoop:
             name: layout.buffers.get(name, rows.array[first : first + layout.size])
             for name, rows in epoch.rows.items()
         }
-
-
-def _pins(array: Array) -> tuple[ref[Array], ...]:
-    """Weak references to an array and to those whose memory it views: numpy's `resize` refuses to move what
-    has one, also with `refcheck=False`. Schedules and signal handlers run while addresses are in use."""
-    owners = [array]
-    while isinstance(owners[-1].base, np.ndarray):
-        owners.append(owners[-1].base)
-    return tuple(map(ref, owners))
 
 
 class Rates(NamedTuple):

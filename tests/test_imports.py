@@ -19,7 +19,7 @@ RANKS = (
     ("graphc.ir.types",),
     ("graphc.ir.scalar",),
     ("graphc.ir.ops",),
-    ("graphc.ir.graph", "graphc.ir.slabs"),
+    ("graphc.ir.graph", "graphc.ir.locks", "graphc.ir.slabs"),
     ("graphc.ir",),
 )
 CODEGEN_MAY_IMPORT = (
@@ -28,6 +28,7 @@ CODEGEN_MAY_IMPORT = (
     "graphc.settings",
     "graphc.ir.types",
     "graphc.ir.addresses",
+    "graphc.ir.locks",
     "graphc.ir.scalar",
     "graphc.ir.kernels",
     "graphc.ir.tables",

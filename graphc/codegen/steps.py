@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -78,7 +77,7 @@ class Span:
             "notes": notes.ctypes.data,
         }
         header = np.array([values[field] for field in HEADER_FIELDS], dtype=np.int64)
-        code = _native_steps()(header.ctypes.data)
+        code = _native_steps().call(header.ctypes.data)
         return int(code), int(header[HEADER_FIELDS.index("done")])
 
 
@@ -91,11 +90,14 @@ def steps_module() -> str:
     return f'target triple = "{host_target().triple}"\n{steps_ir()}'
 
 
-@cache
-def _loaded() -> LoadedCode:
-    return LoadedCode(cached_object(steps_module(), host_target()), ("gx_steps",))
+class _NativeSteps:
+    """gx_steps, with its code."""
+
+    def __init__(self) -> None:
+        self._code = LoadedCode(cached_object(steps_module(), host_target()), ("gx_steps",))
+        self.call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(self._code.address("gx_steps"))
 
 
 @cache
-def _native_steps() -> Callable[[int], int]:
-    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(_loaded().address("gx_steps"))
+def _native_steps() -> _NativeSteps:
+    return _NativeSteps()

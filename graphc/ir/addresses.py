@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -55,6 +57,21 @@ def _lies_as_expected(array: Array) -> bool:
         and words[8] & 0xFFFFFFFF == array.flags.num
         and all(_word_at(words[4] + 8 * axis).value == extent for axis, extent in enumerate(array.shape))
     )
+
+
+def pins(array: Array) -> tuple[object, ...]:
+    """References that keep an array's memory where it is: weak ones to the array and to those whose memory
+    it views, as numpy's `resize` refuses to move what has one, also with `refcheck=False`; and a view of what
+    lends its buffer to them (a file map, a bytearray), which cannot be freed or moved then."""
+    found: list[object] = [ref(array)]
+    owner = array.base
+    while isinstance(owner, np.ndarray):
+        found.append(ref(owner))
+        owner = owner.base
+    if owner is not None:
+        with suppress(TypeError, ValueError):  # no buffer, or one that has been released
+            found.append(memoryview(owner))
+    return tuple(found)
 
 
 def round_up(nbytes: int, alignment: int = ALIGNMENT) -> int:

@@ -11,10 +11,8 @@ of several runs.
 
 from __future__ import annotations
 
-import itertools
 import threading
-from array import array as machine_array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,37 +21,11 @@ import numpy as np
 from graphc.errors import StateError
 from graphc.ir.addresses import address_of, aligned_bytes, round_up
 from graphc.ir.graph import Variable
+from graphc.ir.locks import SlabLock
 from graphc.ir.types import evaluate
 
 Array = np.ndarray[Any, Any]
 _lock = threading.RLock()
-_lock_numbers = itertools.count()
-
-
-class SlabLock:
-    """A reentrant lock whose holders can be seen from native code: the int64 at `address` is 0 while nobody
-    holds it. Native code that runs with the GIL needs to know no more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._holders = machine_array("q", [0])
-        self.address = self._holders.buffer_info()[0]
-        self.number = next(_lock_numbers)
-
-    def acquire(self) -> None:
-        """Waits for the lock. Whoever has it may take it again, and releases it as often."""
-        self._lock.acquire()
-        self._holders[0] += 1  # by its holder alone
-
-    def release(self) -> None:
-        """Undoes one `acquire`."""
-        self._holders[0] -= 1
-        self._lock.release()
-
-    def renew(self) -> None:
-        """Forgets its holders."""
-        self._lock = threading.RLock()
-        self._holders[0] = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -130,52 +102,9 @@ class SlabView:
         return "\n".join(lines) + "\n"
 
 
-class StateLock:
-    """The right to run on some slabs: one lock of the holder's own, and the slabs', all in the order in which
-    they were made, so that two holders that share slabs never wait for each other."""
-
-    def __init__(self, own: SlabLock, views: Iterable[SlabView]) -> None:
-        locks = {own, *(segment.slab.lock for view in views for segment in view.segments)}
-        self._locks = sorted(locks, key=lambda lock: lock.number)
-
-    @property
-    def addresses(self) -> list[int]:
-        """Of the int64 words that are 0 while nobody holds any of it."""
-        return [lock.address for lock in self._locks]
-
-    def acquire(self) -> None:
-        """Waits for all locks; on an exception (an interrupt) it holds none."""
-        held: list[SlabLock] = []
-        try:
-            for lock in self._locks:
-                lock.acquire()
-                held.append(lock)
-        except BaseException:
-            for lock in reversed(held):
-                lock.release()
-            raise
-
-    def release(self) -> None:
-        """Undoes one `acquire`."""
-        for lock in reversed(self._locks):
-            lock.release()
-
-    @property
-    def functions(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """`acquire` and `release` by the shortest way: those of the lock itself, where there is but one."""
-        one: SlabLock | StateLock = self._locks[0] if len(self._locks) == 1 else self
-        return one.acquire, one.release
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self.release()
-
-    def renew(self) -> None:
-        """In a forked child: the threads that held the locks did not come along."""
-        for lock in self._locks:
-            lock.renew()
+def locks_of(views: Iterable[SlabView]) -> list[SlabLock]:
+    """The locks of all slabs that the views have segments in, each once."""
+    return list(dict.fromkeys(segment.slab.lock for view in views for segment in view.segments))
 
 
 def variable_bytes(variable: Variable) -> int:

@@ -13,6 +13,7 @@ from graphc.errors import DeclarationError, ShapeError, UsageError
 from graphc.executable import Executable
 from graphc.figures import LOSS_LABEL
 from graphc.interface import interface_of
+from graphc.ir.binding import require_bound_dims
 from graphc.ir.graph import Graph, Variable
 from graphc.ir.machine import Machine
 from graphc.request import Backend, Request
@@ -109,6 +110,7 @@ def _step(graph: Graph, request: Request, backend: Backend, target: Any, check: 
     from graphc.pipeline import run_passes
 
     _require_unique_names(graph)
+    require_bound_dims(graph)
     stages, plan = run_passes(graph, request, check)
     return _step_of(stages, plan, graph, backend, target)
 

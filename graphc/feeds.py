@@ -15,9 +15,9 @@ import numpy as np
 
 from graphc.errors import FeedError, ShapeError
 from graphc.ir.addresses import address_of
-from graphc.ir.graph import Graph, Node
-from graphc.ir.interpret import bind_dims, check_guards
-from graphc.ir.types import DType, Extent, Guard, collect_guards, dims_of, evaluate
+from graphc.ir.binding import bind_dims, check_guards
+from graphc.ir.graph import Node
+from graphc.ir.types import DType, Extent, Guard, evaluate
 from graphc.sites import meant
 
 Array = np.ndarray[Any, Any]
@@ -140,20 +140,3 @@ def convert(what: str, array: Array, dtype: DType) -> Array:
             raise FeedError(f"{what}: the value {value} at position {position} does not fit {dtype}")
     with np.errstate(all="ignore"):
         return array.astype(wanted, order="C")
-
-
-def guards_of(graph: Graph) -> tuple[Guard, ...]:
-    """The equalities of extents that the graph's type inference assumed."""
-    with collect_guards() as found:
-        for node in graph.nodes():
-            node.op.infer([operand.type for operand in node.inputs], node.attrs)
-    return tuple(dict.fromkeys(found))
-
-
-def symbolic_extents(graph: Graph) -> tuple[Extent, ...]:
-    """Every extent of the graph's shapes that depends on a dim; none may be negative."""
-    found: dict[Extent, None] = {}
-    for node in graph.nodes():
-        for type in node.types:
-            found.update((extent, None) for extent in type.shape if dims_of(extent))
-    return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphc.feeds import guards_of, symbolic_extents
+from graphc.ir.binding import guards_of, symbolic_extents
 from graphc.ir.graph import Node, Variable
 from graphc.ir.types import Extent, Guard, TensorType
 from graphc.updates import OptimizerPlan

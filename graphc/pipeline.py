@@ -22,6 +22,7 @@ from graphc.dsl import from_operand
 from graphc.errors import DeclarationError, VerifyError
 from graphc.figures import LOSS_LABEL
 from graphc.ir.autodiff import vjp
+from graphc.ir.binding import guards_of
 from graphc.ir.common import share_expressions
 from graphc.ir.fuse import fuse
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, topological
@@ -39,7 +40,6 @@ from graphc.ir.rewrite.recognise_losses import recognise_losses
 from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
-from graphc.ir.types import Guard, collect_guards
 from graphc.ir.verify import verify_graph, verify_kernels
 from graphc.request import Request
 from graphc.sites import SITES, origins_of
@@ -66,7 +66,7 @@ class Pass:
 
 def fuse_and_lower(graph: Graph) -> KernelProgram:
     """Clusters the nodes and writes one loop nest for each cluster."""
-    return lower(graph, fuse(graph), shape_guards(graph))
+    return lower(graph, fuse(graph), guards_of(graph))
 
 
 def passes(request: Request, derived: Derived) -> tuple[Pass, ...]:
@@ -133,14 +133,6 @@ def _verify(ir: Graph | KernelProgram) -> None:
         verify_graph(ir)
     else:
         verify_kernels(ir)
-
-
-def shape_guards(graph: Graph) -> tuple[Guard, ...]:
-    """The extent equalities that type inference assumed, to be checked when extents are bound."""
-    with collect_guards() as found:
-        for node in graph.nodes():
-            node.op.infer([operand.type for operand in node.inputs], node.attrs)
-    return tuple(dict.fromkeys(found))
 
 
 # -------------------------------------------------------------------------------------- differentiation

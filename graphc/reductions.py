@@ -83,13 +83,13 @@ def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 @declares
 def any(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Whether any element differs from zero. An axis that is empty at declaration is refused."""
+    """Whether any element differs from zero; False over an empty axis."""
     return _reduce("reduce_max", functions.as_bool(x), axis, keepdims)
 
 
 @declares
 def all(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Whether every element differs from zero. An axis that is empty at declaration is refused."""
+    """Whether every element differs from zero; True over an empty axis."""
     return _reduce("reduce_min", functions.as_bool(x), axis, keepdims)
 
 

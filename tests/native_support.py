@@ -14,8 +14,9 @@ from graphc.codegen.builder import Module
 from graphc.codegen.jit import LoadedCode, compile_object
 from graphc.codegen.kernels import emit_kernel
 from graphc.codegen.target import host_target
+from graphc.ir.binding import bind_dims
 from graphc.ir.graph import Graph
-from graphc.ir.interpret import bind_dims, interpret
+from graphc.ir.interpret import interpret
 from graphc.ir.interpret_kernels import chunk_size_of, run_kernel
 from graphc.ir.schedule import Machine
 from graphc.ir.types import evaluate

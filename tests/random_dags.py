@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 import graphc as gx
-from graphc.ir.interpret import bind_dims, evaluate_nodes, interpret
+from graphc.ir.binding import bind_dims
+from graphc.ir.interpret import evaluate_nodes, interpret
 from graphc.ir.interpret_kernels import run_kernels
 from graphc.ir.types import collect_guards, evaluate
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from graphc.ir import rewrite
+from graphc.ir.binding import bind_dims
 from graphc.ir.graph import Graph, Variable
-from graphc.ir.interpret import bind_dims, interpret
+from graphc.ir.interpret import interpret
 from graphc.ir.text import parse_graph, print_graph
 from graphc.ir.types import evaluate, parse_extent
 from graphc.ir.verify import verify_graph

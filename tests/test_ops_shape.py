@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphc.errors import DTypeError, FeedError, IndexRangeError, ShapeError
+from graphc.ir.binding import bind_dims
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable
-from graphc.ir.interpret import bind_dims, evaluate_nodes, interpret
+from graphc.ir.interpret import evaluate_nodes, interpret
 from graphc.ir.types import DTYPES, TensorType, collect_guards, dim, evaluate, float32
 
 N, M = dim("N"), dim("M")

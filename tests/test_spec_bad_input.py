@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -465,6 +466,21 @@ def test_all_errors_derive_from_one() -> None:
     found = [v for v in vars(errors).values() if inspect.isclass(v) and issubclass(v, Exception)]
     assert len(found) > 8
     assert all(issubclass(v, gx.GraphcError) for v in found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dim_that_no_feed_can_bind_is_an_error_of_compile(backend: Any) -> None:
+    B, M = gx.dim("B"), gx.dim("M")
+    x = gx.input("x", (B, 3))
+    for declare in (lambda: gx.zeros((M, 3)), lambda: gx.input("pairs", (2 * M, 3))):
+        y = gx.sum(x) + declare()
+        with pytest.raises(gx.DeclarationError, match="no input has an axis of just M") as caught:
+            gx.compile(y, backend=backend)
+        assert re.search(rf"{Path(__file__).name}:\d+", str(caught.value))
+    assert gx.compile(gx.zeros((B, 3)) + x, backend=backend).run(x=np.ones((2, 3), np.float32)).shape == (
+        2,
+        3,
+    )
 
 
 # --------------------------------------------------------------------------- options that are not there

@@ -75,17 +75,27 @@ def test_empty_batch_where_it_is_legal() -> None:
 
 @pytest.mark.parametrize("backend", ["native", "numpy", "python"])
 def test_extremes_of_nothing(backend: Any) -> None:
-    """The mean of nothing is NaN, as numpy says; an extreme of nothing is refused where that is known before
-    a run, and is the extreme of the dtype where only the run can tell."""
+    """The mean of nothing is NaN, and an extreme of nothing an error that names the line, as numpy has it;
+    before a run where the extent is known, else before the run does anything."""
     x = gx.input("x", (gx.dim("B"), 4))
-    functions = [x.mean(), x.max(), x.min(0), x.cast("int32").max(0), x.argmax(0), x.logsumexp(0)]
-    exe = gx.compile(functions, backend=backend)
-    mean, most, least, integer, position, logs = exe.run(x=np.zeros((0, 4), np.float32))
-    assert np.isnan(mean) and most == -np.inf and least.tolist() == [np.inf] * 4
-    assert (
-        integer.tolist() == [-(2**31)] * 4 and position.tolist() == [0] * 4 and logs.tolist() == [-np.inf] * 4
-    )
+    assert np.isnan(gx.compile(x.mean(), backend=backend).run(x=np.zeros((0, 4), np.float32)))
+    count = gx.param("count", (), init=0.0, trainable=False)
+    for extreme in (
+        lambda: x.max(),
+        lambda: x.min(0),
+        lambda: x.cast("int32").max(0),
+        lambda: x.argmax(0),
+        lambda: x.logsumexp(0),
+        lambda: x.softmax(0),
+    ):
+        exe = gx.compile(extreme() + count, backend=backend)
+        where = f"test_spec_symbolic.py:{extreme.__code__.co_firstlineno}"
+        with pytest.raises(gx.ShapeError, match=f"over an empty axis of .* has no value .*{where}"):
+            exe.run(x=np.zeros((0, 4), np.float32))
+        assert np.all(exe.run(x=np.ones((1, 4), np.float32)) <= 1)
     known = gx.input("y", (0, 4))
+    every, some = gx.compile([(known > 0).all(), (known > 0).any(0)], backend=backend).run(y=np.zeros((0, 4)))
+    assert every and some.tolist() == [False] * 4
     for refused in (known.max, known.min, lambda: known.argmax(0), lambda: known.logsumexp(0)):
         with pytest.raises(gx.ShapeError, match="empty"):
             refused()

@@ -7,23 +7,22 @@ against. Equalities of extents that the compiler could only assume are checked h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
 import numpy as np
 
 from graphc.errors import FeedError, ShapeError, VerifyError
+from graphc.ir.binding import as_array, bind_dims, check_guards
 from graphc.ir.graph import Graph, Node, Operand, Variable, topological
 from graphc.ir.ops.base import Array, ArraySpec
 from graphc.ir.types import (
     DTYPES,
     DType,
-    Guard,
     SymbolicExtent,
     TensorType,
     collect_guards,
-    dims_of,
     evaluate,
 )
 
@@ -69,53 +68,6 @@ def evaluate_nodes(
     order = topological(roots)
     everything = frozenset(Operand(node, index) for node in order for index in range(len(node.types)))
     return dict(_run(order, feeds, state, bindings, precision, everything))
-
-
-def bind_dims(graph_inputs: Mapping[str, Node], feeds: Mapping[str, Any]) -> dict[str, int]:
-    """The values of dims that feeds of these shapes imply.
-
-    A shape entry that is a bare dim binds it; every other extent is then checked. Raises FeedError for a
-    missing feed, a wrong rank or extent (naming the input, what was expected and what was given), two
-    inputs that bind one dim differently, or a dim that no shape entry binds.
-    """
-    bound: dict[str, tuple[int, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, node in graph_inputs.items():
-        if name not in feeds:
-            raise FeedError(f"input {name} ({node.types[0]}) was not fed")
-        shapes[name] = given = _as_array(name, feeds[name]).shape
-        declared = node.types[0].shape
-        if len(given) != len(declared):
-            raise _misfit(name, node.types[0], given)
-        for extent, value in zip(declared, given, strict=True):
-            if isinstance(extent, SymbolicExtent) and {str(extent)} == dims_of(extent):
-                known, binder = bound.setdefault(str(extent), (value, name))
-                if known != value:
-                    raise FeedError(f"dim {extent} is {known} in input {binder} but {value} in input {name}")
-    bindings = {name: value for name, (value, _) in bound.items()}
-    for name, node in graph_inputs.items():
-        for extent, value in zip(node.types[0].shape, shapes[name], strict=True):
-            unbound = dims_of(extent) - bindings.keys()
-            if unbound:
-                raise FeedError(f"input {name}: dim {min(unbound)} of {extent} is bound by no input")
-            if evaluate(extent, bindings) != value:
-                raise _misfit(name, node.types[0], shapes[name], bindings)
-    return bindings
-
-
-def _as_array(name: str, feed: Any) -> Array:
-    try:
-        return np.asarray(feed)
-    except ValueError as error:  # a ragged list
-        raise FeedError(f"input {name}: {error}") from None
-
-
-def _misfit(
-    name: str, declared: TensorType, given: tuple[int, ...], bindings: Mapping[str, int] | None = None
-) -> FeedError:
-    where = ", ".join(f"{k} = {v}" for k, v in sorted((bindings or {}).items()))
-    expected = f"[{', '.join(map(str, declared.shape))}]" + (f" with {where}" if where else "")
-    return FeedError(f"input {name}: expected shape {expected}, got {list(given)}")
 
 
 # ------------------------------------------------------------------------------------------- evaluation
@@ -199,14 +151,6 @@ def _check_extents(node: Node, specs: Sequence[ArraySpec], bindings: Mapping[str
     check_guards(guards, bindings)
 
 
-def check_guards(guards: Iterable[Guard], bindings: Mapping[str, int]) -> None:
-    """Raises ShapeError for the first assumed equality of extents that the bindings refute."""
-    for left, right, context in guards:
-        a, b = evaluate(left, bindings), evaluate(right, bindings)
-        if a != b:
-            raise ShapeError(f"{context}: extents {left} and {right} differ, they are {a} and {b}")
-
-
 def bind_attribute(value: Any, bindings: Mapping[str, int]) -> Any:
     """An attribute with every symbolic extent in it replaced by its value."""
     if isinstance(value, SymbolicExtent):
@@ -223,7 +167,7 @@ def _feed(node: Node, feeds: Mapping[str, Any], spec: ArraySpec) -> Array:
     name = node.attrs["name"]
     if name not in feeds:
         raise FeedError(f"input {name} ({node.types[0]}) was not fed")
-    given = _as_array(name, feeds[name])
+    given = as_array(name, feeds[name])
     declared = node.types[0].dtype
     if given.shape != spec.shape:
         raise FeedError(f"input {name}: expected shape {list(spec.shape)}, got {list(given.shape)}")

@@ -2,7 +2,8 @@
 
 A reduction drops its axes. Sums keep the operand's dtype (integers wrap); the DSL widens first where a
 wider sum is wanted. Over an empty axis a sum is 0 and a product 1; a maximum or minimum of nothing is
-refused where the extent is known and is the dtype's lowest or highest value (argmax: 0) at run time.
+refused: at once where the extent is known, else when it is bound. (Of bools they are `any` and `all`, which
+are False and True of nothing.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from graphc.errors import DTypeError, ShapeError
 from graphc.ir.ops.base import Array, ArraySpec, Cotangents, Infer, OpDef, Reference, define
 from graphc.ir.ops.elementwise import require_arity
 from graphc.ir.scalar import combine_identity
-from graphc.ir.types import Shape, TensorType, as_dtype, int64
+from graphc.ir.types import Shape, TensorType, as_dtype, extent_max, int64, require_equal
 
 if TYPE_CHECKING:
     from graphc.ir.graph import Attrs, GraphBuilder, Node, Operand
@@ -54,9 +55,13 @@ def require_axes(axes: Sequence[int], x: TensorType, context: str) -> None:
 
 
 def require_not_empty(axes: Sequence[int], x: TensorType, context: str) -> None:
-    """Raises ShapeError if one of the axes is known to be empty."""
-    if any(x.shape[axis] == 0 for axis in axes):
-        raise ShapeError(f"{context} over an empty axis of {x} has no value")
+    """Raises ShapeError if one of the axes is known to be empty; where it may be, a run-time guard does."""
+    for axis in axes:
+        extent = x.shape[axis]
+        if extent == 0:
+            raise ShapeError(f"{context} over an empty axis of {x} has no value")
+        if not isinstance(extent, int):
+            require_equal(extent_max(extent, 1), extent, f"{context} over an empty axis of {x} has no value")
 
 
 def _is_smooth(node: Node, cotangents: Cotangents) -> bool:
@@ -73,7 +78,7 @@ def _infer_reduction(name: str, accepts_bool: bool, accepts_empty: bool) -> Infe
         if x.dtype.is_bool and not accepts_bool:
             raise DTypeError(f"{name} does not accept {x}; cast it to an integer first")
         require_axes(attrs["axes"], x, name)
-        if not accepts_empty:
+        if not accepts_empty and not x.dtype.is_bool:
             require_not_empty(attrs["axes"], x, name)
         return [TensorType(x.dtype, _without(x.shape, attrs["axes"]))]
 

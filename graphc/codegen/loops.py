@@ -6,8 +6,9 @@ The skeleton of a loop that is unrolled `count` times over vectors of `lanes` (s
     for base in main_end .. end step lanes:      body with one item; lanes masked       (vector tail)
     for base in main_end .. end step 1:          body with one item                     (row tail)
 
-With a static extent the vector tail is one straight-line body whose last vector alone is masked. There is
-no tail where the step is known to divide the extent, and for a chunked loop the granule too.
+With a static extent the vector tail is one straight-line body whose last vector alone is masked, and the
+rows that a tile of sums leaves over are one smaller tile: alone, each would wait for its own additions.
+There is no tail where the step is known to divide the extent, and for a chunked loop the granule too.
 """
 
 from __future__ import annotations
@@ -149,9 +150,12 @@ class Loops(Memory):
         span = self.f.binary("sub", end, begin) if begin.ref != "0" else end
         rest = self.f.binary("srem", span, constant(step, I64))
         main_end = self.f.binary("sub", end, rest)
+        count = 1
+        if isinstance(stmt.extent, int) and self.granule % step == 0 and not stmt.vector:
+            count = _left_over(stmt, stmt.extent % step)  # of the last chunk; the others have whole tiles
         return [
             Segment(begin, main_end, stmt.tile, lanes, None),
-            Segment(main_end, end, 1, lanes, None, masked=stmt.vector),
+            Segment(main_end, end, count, lanes, None, masked=stmt.vector),
         ]
 
     def _static_segments(self, extent: int, step: int, lanes: int, stmt: For) -> list[Segment]:
@@ -164,7 +168,8 @@ class Loops(Memory):
             count = -(-rest // lanes)
             result.append(Segment(split, constant(extent, I64), count, lanes, 1, valid=rest, masked=True))
         elif rest:
-            result.append(Segment(split, constant(extent, I64), 1, 1, rest))
+            together = _left_over(stmt, rest)
+            result.append(Segment(split, constant(extent, I64), together, 1, rest // together))
         return result
 
     def run_segment(self, stmt: For, segment: Segment, carried: list[str]) -> None:
@@ -242,6 +247,12 @@ class Loops(Memory):
             return result
         narrow = f.convert("trunc", left, LLType("i32"))
         return [f.compare("ult", f.lane_ids("i32", lanes), f.splat(narrow, lanes))]
+
+
+def _left_over(stmt: For, rest: int) -> int:
+    """How many of the rows that a tile leaves over run together: all, where an inner loop sums."""
+    inner = [s for s in walk_stmts(stmt.body) if isinstance(s, For) and not s.vector]
+    return rest if any(isinstance(s, Combine) for loop in inner for s in loop.body) else 1
 
 
 def _renamed(f: Function, tile: Tile) -> Tile:

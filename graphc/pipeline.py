@@ -28,6 +28,7 @@ from graphc.ir.fuse import fuse
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand, Variable, topological
 from graphc.ir.kernels import KernelProgram
 from graphc.ir.lower import lower
+from graphc.ir.panels import own_panels
 from graphc.ir.rebuild import intern
 from graphc.ir.rewrite.copies import insert_copies
 from graphc.ir.rewrite.decompose import decompose
@@ -87,6 +88,7 @@ def passes(request: Request, derived: Derived) -> tuple[Pass, ...]:
         Pass("fuse_and_lower", "kernels", fuse_and_lower),
         Pass("share_expressions", "kernels", share_expressions),
         Pass("schedule", "kernels", lambda program: schedule(program, request.machine)),
+        Pass("own_panels", "kernels", lambda program: own_panels(program, request.machine)),
     )
 
 

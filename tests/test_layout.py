@@ -82,12 +82,12 @@ def chunked_axes(exe):
 def test_a_product_of_few_rows_is_cut_into_panels_and_others_into_rows():
     w = gx.input("w", (1024, 1536))
     assert chunked_axes(gx.compile(gx.input("x", (64, 1024)) @ w)) == ["jp"]
-    assert chunked_axes(gx.compile(gx.input("x", (256, 1024)) @ w)) == ["i"]
+    assert chunked_axes(gx.compile(gx.input("x", (2048, 1024)) @ w)) == ["i"]
     assert chunked_axes(gx.compile(gx.input("x", (gx.dim("B"), 1024)) @ w)) == ["i"]
 
 
 def test_copies_of_large_operands_are_cut_into_chunks():
-    text = gx.compile(gx.input("x", (512, 512)) @ gx.input("w", (512, 512))).dump("program")
+    text = gx.compile(gx.input("x", (2048, 512)) @ gx.input("w", (512, 512))).dump("program")
     counts = [int(count) for count in re.findall(r"region r\d: (\d+) chunks", text)]
     assert len(counts) == 2 and min(counts) > 1
 

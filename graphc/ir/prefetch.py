@@ -30,6 +30,7 @@ each step they ask for the next bytes of the next panel, all of which is there w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from graphc.ir.cost import statements_cost
 from graphc.ir.kernels import (
@@ -52,6 +53,7 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
+from graphc.ir.machine import Machine
 from graphc.ir.types import Extent, floordiv
 
 NEAR_BYTES = 2**19
@@ -61,6 +63,8 @@ LONGEST_ROW_BYTES = 2**14
 LINE_BYTES = 64
 NEAREST_BYTES = 2**15
 """What the first-level cache holds."""
+PAGE_BYTES = 4096
+"""Lines this far apart lie in one set of the first-level cache."""
 ROWS_AHEAD = 8
 """Rows of an operand that a product asks for ahead: about fifty cycles of multiply-adds."""
 FAR_ROWS_AHEAD = 24
@@ -263,6 +267,13 @@ def _next_panels(kernel: Kernel, loop: For, panels: For, rows: For) -> list[Pref
     return list(found)
 
 
+def _spans(extent: Extent, width: Extent) -> bool:
+    """Whether a loop passes over all of a row, but for a gap that keeps rows apart in cache."""
+    if isinstance(extent, int) and isinstance(width, int):
+        return width - width // 8 <= extent <= width
+    return extent == width
+
+
 def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
     """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows."""
     found: dict[Prefetch, None] = {}
@@ -270,9 +281,28 @@ def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
         if len(load.index) != 2:
             continue
         itemsize, width = buffer.type.dtype.itemsize, buffer.type.shape[1]
-        whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and loop.extent == width
+        whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and _spans(loop.extent, width)
         is_long = not isinstance(width, int) or width * itemsize >= SHORTEST_ROW_BYTES
         if whole_rows and is_long and rows.tile * itemsize <= LINE_BYTES:
             behind = (Affine.of(rows.axis) + rows.tile, Affine.of(loop.axis).scale(rows.tile))
             found[Prefetch(load.source, behind, once=True)] = None
     return list(found)
+
+
+def rows_behind(
+    kernel: Kernel, loop: For, rows: For, machine: Machine, panels: str, count: int
+) -> list[Prefetch]:
+    """Requests for the rows behind those of a tile that passes by `count` panels, numbered by the axis
+    `panels`, spread over all of its steps; none where the rows of two tiles collide in the nearest cache."""
+    found: list[Prefetch] = []
+    for request in _next_rows(kernel, loop, rows):
+        buffer = next(b for b in kernel.buffers if b.name == request.source)
+        width = buffer.type.shape[1]
+        if isinstance(width, int):
+            stride = width * buffer.type.dtype.itemsize
+            if 2 * rows.tile * gcd(stride, PAGE_BYTES) > machine.cache_bytes[0]:
+                continue
+            step = -(-rows.tile // count)
+            place = Affine.of(loop.axis).scale(step) + Affine.of(panels).scale(step * width)
+            found.append(replace(request, index=(request.index[0], place if count > 1 else request.index[1])))
+    return found

@@ -46,14 +46,22 @@ def jvp(outputs: Any, wrt: Any, tangents: Any) -> Any:
         raise DeclarationError(f"{len(leaves)} tensors but {len(given)} tangents")
     if isinstance(tangents, Mapping) and list(tangents) != list(wrt):
         raise DeclarationError("the tangents and wrt have different keys")
-    seeds = [
-        dsl.fit(dsl.as_tensor(tangent, leaf.dtype), leaf.dtype, leaf.shape)
-        for tangent, leaf in zip(given, leaves, strict=True)
-    ]
+    seeds = [_fitted(tangent, leaf, at) for at, (tangent, leaf) in enumerate(zip(given, leaves, strict=True))]
     builder, operands, origins = _interned([*values, *leaves, *seeds])
     n, m = len(values), len(leaves)
     found = autodiff.jvp(builder, operands[:n], operands[n : n + m], operands[n + m :], origins)
     return _rebuilt(outputs, _as_tensors(builder, found, values))
+
+
+def _fitted(tangent: Any, leaf: Tensor, at: int) -> Tensor:
+    """A tangent as large as its tensor. ShapeError where it does not fit."""
+    given = dsl.as_tensor(tangent, leaf.dtype)
+    try:
+        return dsl.fit(given, leaf.dtype, leaf.shape)
+    except ShapeError:
+        raise ShapeError(
+            f"tangent {at} is {given.operand.type} and does not fit {leaf.operand.type}"
+        ) from None
 
 
 def _flatten(structure: Any, what: str) -> list[Tensor]:

@@ -240,17 +240,18 @@ class Linear(Module):
             self.bias = self.param("bias", (out_features,), bias_init, dtype)
 
     @declares
-    def _apply(self, x: Tensor) -> Tensor:
+    def _linear(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ShapeError(
-                f"the last axis must have {self.in_features} elements, and the shape is {x.shape}"
+                f"{self.path()} is {self!r}: the last axis must have {self.in_features} elements, "
+                f"and the shape is {x.shape}"
             )
         result = products.matmul(x, self.weight.T)
         return result if self.bias is None else result + self.bias
 
     def forward(self, x: Any) -> Tensor:
         """x (..., in) -> (..., out)."""
-        return self._apply(dsl.as_tensor(x))
+        return self._linear(dsl.as_tensor(x))
 
     def __repr__(self) -> str:
         return f"Linear({self.in_features}, {self.out_features}, bias={self.bias is not None})"

@@ -333,6 +333,8 @@ def test_gradients_nest():
     np.testing.assert_allclose(a, 3 * value**2 + np.cos(value), rtol=1e-12)
     np.testing.assert_allclose(b, 6 * value - np.sin(value), rtol=1e-12)
     np.testing.assert_allclose(run(gx.jvp(x**3, x, 2.0), x=value), 6 * value**2, rtol=1e-12)
+    with pytest.raises(gx.ShapeError, match=r"tangent 1 is f64\[7\] and does not fit f64\["):
+        gx.jvp(x**3, [x, x], [x, np.zeros(7)])
     y = gx.input("y")
     assert set(gx.grad(x * 1.0, {"x": x, "y": y})) == {"x", "y"}
     assert run(gx.grad(x * 1.0, [y])[0], x=value, y=np.float32(1)) == 0

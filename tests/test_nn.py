@@ -247,3 +247,20 @@ def test_words_of_the_kernels_grammar_and_other_alphabets_are_legal_names(backen
         parsed = gx.parse(exe.dump(stage), {"out": weight.variable})
         again = gx.compile(parsed, backend="native" if stage == "kernels" else backend)
         assert np.array_equal(again.run(feeds)["nan"], got["nan"])
+
+
+def test_a_wrong_width_names_the_layer():
+    x = gx.input("x", (gx.dim("B"), 3))
+
+    class Net(gx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Sequential(Linear(3, 4), "relu", Linear(5, 4, bias=False))
+
+        def forward(self, x):
+            return self.body(x)
+
+    with pytest.raises(gx.ShapeError, match=r"fc1 is Linear\(4, 2, bias=True\): the last axis must have"):
+        Linear(4, 2, name="fc1")(x)
+    with pytest.raises(gx.ShapeError, match=r"body\.2 is Linear\(5, 4, bias=False\): .* is \(B, 4\)"):
+        Net()(x)

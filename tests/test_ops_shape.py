@@ -230,7 +230,7 @@ def test_check_index_names_what_position_and_value():
     for bad in (-1, 3, 2**31 - 1):
         wrong = good.copy()
         wrong[1, 0] = bad
-        with pytest.raises(IndexRangeError, match=rf"label t: index {bad} at position \(1, 0\).*\[0, 3\)"):
+        with pytest.raises(IndexRangeError, match=rf"label t: index {bad} at position \(1, 0\).* < 3\)"):
             run(out, {"i": wrong}, bindings={"N": 2, "M": 3})
     assert run(out, {"i": good[:0]}, bindings={"N": 0, "M": 0}).shape == (0, 2)
 

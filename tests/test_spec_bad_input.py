@@ -305,6 +305,7 @@ def test_label_error_names_input_and_position(backend: Any) -> None:
         exe.run({**feeds, "t": labels})
     message = str(caught.value)
     assert message.startswith("t") and "6" in message and "77" in message, message
+    assert Path(__file__).name + ":" in message, message
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

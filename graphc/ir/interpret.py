@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from graphc.errors import FeedError, ShapeError, VerifyError
-from graphc.ir.binding import as_array, bind_dims, check_guards
+from graphc.errors import FeedError, IndexRangeError, ShapeError, VerifyError
+from graphc.ir.binding import as_array, bind_dims, check_guards, declared_at
 from graphc.ir.graph import Graph, Node, Operand, Variable, topological
 from graphc.ir.ops.base import Array, ArraySpec
 from graphc.ir.types import (
@@ -48,7 +49,8 @@ def interpret(
     """
     roots = frozenset(graph.roots)
     values: dict[Operand, Array] = {}
-    for operand, value in _run(graph.nodes(), feeds, state, bindings, precision, roots):
+    declared = partial(declared_at, graph)
+    for operand, value in _run(graph.nodes(), feeds, state, bindings, precision, roots, declared):
         if operand in roots:
             values[operand] = value
     outputs = {name: values[operand].copy() for name, operand in graph.outputs.items()}
@@ -80,8 +82,10 @@ def _run(
     bindings: Mapping[str, int] | None,
     precision: Precision,
     keep: AbstractSet[Operand],
+    declared: Callable[[Node], str] = lambda node: "",
 ) -> Iterator[tuple[Operand, Array]]:
-    """Yields each value as it is computed; those not in `keep` are dropped after their last use."""
+    """Yields each value as it is computed; those not in `keep` are dropped after their last use.
+    `declared` says of a node where it was declared."""
     if bindings is None:
         bindings = bind_dims({n.attrs["name"]: n for n in order if n.name == "input"}, feeds)
     widen = _to_float64 if precision == "float64" else _as_declared
@@ -89,7 +93,10 @@ def _run(
     values: dict[Operand, Array] = {}
     for node in order:
         arrays = [values[operand] for operand in node.inputs]
-        results = _evaluate(node, arrays, feeds, state or {}, bindings, widen)
+        try:
+            results = _evaluate(node, arrays, feeds, state or {}, bindings, widen)
+        except IndexRangeError as error:
+            raise IndexRangeError(f"{error}{declared(node)}") from None
         for index, value in enumerate(results):
             operand = Operand(node, index)
             values[operand] = value

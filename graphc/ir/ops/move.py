@@ -286,7 +286,7 @@ def _check_index_reference(
         position = tuple(map(int, bad[0]))
         raise IndexRangeError(
             f"{attrs['what']}: index {indices[position]} at position {position}"
-            f" is outside [0, {attrs['extent']})"
+            f" is out of range (0 <= index < {attrs['extent']})"
         )
     return [indices]
 

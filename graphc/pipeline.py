@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from graphc.dsl import from_operand
@@ -42,6 +41,7 @@ from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
 from graphc.ir.verify import verify_graph, verify_kernels
+from graphc.records import dataclass
 from graphc.request import Request
 from graphc.sites import SITES, origins_of
 from graphc.stages import CompiledStages, PassRecord

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from graphc.engine import Engine
 from graphc.interface import Interface
 from graphc.ir.graph import Graph
+from graphc.records import dataclass
 from graphc.stages import CompiledStages
 from graphc.updates import OptimizerPlan
 

@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from typing import Any
 from graphc import settings
 from graphc.codegen.jit import CODEGEN_OPTIONS, compile_object, llvm_version
 from graphc.codegen.target import Target
+from graphc.records import dataclass
 
 MAGIC = b"graphc\r\x01"
 """The last byte is the version of the format; text-mode transfers damage the byte before it."""

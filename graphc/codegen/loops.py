@@ -13,8 +13,6 @@ There is no tail where the step is known to divide the extent, and for a chunked
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from graphc.codegen.builder import I64, Function, LLType, Value, constant, register_type
 from graphc.codegen.memory import Memory
 from graphc.codegen.scalars import emit_combine, reduce_lanes
@@ -23,6 +21,7 @@ from graphc.errors import LoweringError
 from graphc.ir.kernels import Assign, Body, Combine, For, names_used, walk_stmts
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import divides
+from graphc.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

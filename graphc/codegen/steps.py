@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,6 +20,7 @@ from graphc.codegen.steps_ir import (
     steps_ir,
 )
 from graphc.codegen.target import host_target
+from graphc.records import dataclass
 
 Table = NDArray[np.int64]
 

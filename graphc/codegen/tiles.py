@@ -9,11 +9,12 @@ epilogue and a row sweep one mechanism.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import product
 
 from graphc.codegen.builder import Region, Value
 from graphc.ir.types import DType, Extent
+from graphc.records import dataclass
 
 Key = tuple[int, ...]
 

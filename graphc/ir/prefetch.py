@@ -29,7 +29,7 @@ each step they ask for the next bytes of the next panel, all of which is there w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd
 
 from graphc.ir.cost import statements_cost
@@ -55,6 +55,7 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.machine import Machine
 from graphc.ir.types import Extent, floordiv
+from graphc.records import dataclass
 
 NEAR_BYTES = 2**19
 """A buffer of at most so many bytes stays in a core's own caches from one step to the next."""

@@ -11,7 +11,7 @@ Kernels without a chunk axis run as one chunk, so any row of them is a region.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 
 from graphc.errors import VerifyError
@@ -33,6 +33,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.types import Extent, floordiv
+from graphc.records import dataclass
 
 # Bytes of a partial result beyond which a kernel's chunks are not cut to suit its neighbours.
 LARGE_COPY = 4096

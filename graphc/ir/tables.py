@@ -21,7 +21,6 @@ initialises what a reduction leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from graphc.ir.packing import Block, Layout, pack
 from graphc.ir.storage import Storage
 from graphc.ir.types import Extent, TensorType, evaluate
+from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.ir.kernels import Kernel, KernelProgram

@@ -70,10 +70,11 @@ def declared_at(graph: Graph, node: Node) -> str:
 def require_bound_dims(graph: Graph) -> None:
     """Raises DeclarationError for a dim that no feed can bind: no input has an axis of just that extent."""
     bound: set[str] = set()
-    for node in graph.inputs().values():
-        names = [(str(extent), dims_of(extent)) for extent in node.types[0].shape]
+    nodes = graph.nodes()
+    for node in nodes:
+        names = [(str(e), dims_of(e)) for e in node.types[0].shape] if node.name == "input" else []
         bound |= {name for name, dims in names if dims == {name}}
-    for node in graph.nodes():
+    for node in nodes:
         extents = [extent for type in node.types for extent in type.shape]
         extents += [node.attrs["extent"]] if node.name == "extent" else []
         for extent in extents:

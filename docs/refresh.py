@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import operator
 import os
 import re
 import runpy
@@ -41,9 +42,13 @@ TARGET = "avx2"
 
 MODULES = {
     "nn": "Linear Sequential MLP Activation Module Network",
-    "optim": "SGD Adam AdamW RMSProp Adagrad",
+    "optim": "SGD Adam AdamW RMSProp Adagrad Optimizer UpdateContext",
     "init": "zeros ones normal uniform kaiming_uniform kaiming_normal xavier_uniform xavier_normal",
 }
+# Classes whose methods are listed as well.
+MEMBERS = (
+    "Executable", "BoundCall", "Tensor", "nn.Module", "nn.Network", "optim.Optimizer", "optim.UpdateContext",
+)  # fmt: skip
 
 _MARKED = re.compile(
     r"(<!-- show (?P<what>.*?) -->\n\n?```\w*\n)(?P<shown>.*?)(?P<end>^```$)", re.DOTALL | re.MULTILINE
@@ -142,9 +147,10 @@ def api() -> str:
         parts += [
             described(f"gx.{module}.{name}", getattr(getattr(gx, module), name)) for name in names.split()
         ]
-    for name in ("Executable", "BoundCall", "Tensor"):
-        parts.append(f"## Members of gx.{name}\n")
-        for member, thing in inspect.getmembers(getattr(gx, name)):
+    for path in MEMBERS:
+        name = path.rpartition(".")[2]
+        parts.append(f"## Members of gx.{path}\n")
+        for member, thing in inspect.getmembers(operator.attrgetter(path)(gx)):
             called = member == "__call__" and name == "BoundCall"
             public = not member.startswith("_") or called
             if public and (inspect.isfunction(thing) or isinstance(thing, property)):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -115,10 +116,21 @@ def test_every_public_function_and_class_is_documented(module):
     assert [thing.__name__ for thing in public if not documented(thing)] == []
 
 
-@pytest.mark.parametrize("name", ["Executable", "BoundCall", "Tensor"])
-def test_every_public_method_is_documented(name):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Executable",
+        "BoundCall",
+        "Tensor",
+        "nn.Module",
+        "nn.Network",
+        "optim.Optimizer",
+        "optim.UpdateContext",
+    ],
+)
+def test_every_public_method_is_documented(path):
     methods = inspect.getmembers(
-        getattr(gx, name), lambda m: inspect.isfunction(m) or isinstance(m, property)
+        operator.attrgetter(path)(gx), lambda m: inspect.isfunction(m) or isinstance(m, property)
     )
     short = {"dtype", "ndim"}  # their names say it all
     assert [n for n, m in methods if not n.startswith("_") and n not in short and not documented(m)] == []

@@ -107,11 +107,18 @@ def _compile_parsed(
 
 def _step(graph: Graph, request: Request, backend: Backend, target: Any, check: str | None) -> Step:
     """The step that the passes make of a declared graph."""
+    from graphc.codegen.background import beside
+    from graphc.codegen.threads import load as load_pool
     from graphc.pipeline import run_passes
 
     _require_unique_names(graph)
     require_bound_dims(graph)
-    stages, plan = run_passes(graph, request, check)
+    if backend != "native" or not target.runs_here:
+        stages, plan = run_passes(graph, request, check)
+    else:
+        # LLVM has nothing to do while the passes run, and the step will run on the pool.
+        with beside(load_pool):
+            stages, plan = run_passes(graph, request, check)
     return _step_of(stages, plan, graph, backend, target)
 
 

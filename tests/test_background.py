@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc.codegen import background
-from graphc.codegen.background import ObjectThread, switching_often
+from graphc.codegen import background, threads
+from graphc.codegen.background import ObjectThread, beside, switching_often
 from graphc.codegen.jit import LoadedCode, bundled, compile_object
 from graphc.codegen.target import host_target
 from graphc.emission import emit_modules, emit_program
@@ -147,3 +147,27 @@ def test_state_is_laid_out_once_also_when_an_initializer_fails(monkeypatch):
     with pytest.raises(ShapeError, match="initial value"):
         gx.compile(gx.input("x", (2, 4)) @ w)
     assert not threads_left()
+
+
+def test_work_beside_a_block_has_ended_with_it():
+    done = []
+    with beside(lambda: done.append(threading.current_thread().name)):
+        pass
+    assert done == ["graphc-beside"]
+    with pytest.raises(KeyError), beside(lambda: done.append("second")):
+        raise KeyError
+    assert done[1:] == ["second"]
+    invalid = beside(lambda: compile_object("define nonsense", host_target()))
+    with pytest.raises(LoweringError, match="not valid"), invalid:
+        done.append("block")
+    assert done[2:] == ["block"]
+
+
+def test_compiling_leaves_the_pool_ready(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(threads, "load", lambda: loaded.append(True))
+    gx.compile(deep(1), backend="python")
+    assert not loaded
+    monkeypatch.setenv("GRAPHC_CACHE", "0")
+    gx.compile(deep(1))
+    assert loaded

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import TracebackType
@@ -87,6 +87,31 @@ class ObjectThread:
                         self._objects.append(compile_object(text, self._target))
         except Exception as error:  # it is raised where the objects are wanted
             self._error = error
+
+
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Calls a function in a thread of its own while the block runs. What the function raises is raised at the
+    end of the block; no thread is left."""
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            with switching_often():
+                work()
+        except Exception as error:  # it is raised at the end of the block
+            errors.append(error)
+
+    thread = threading.Thread(target=call, name="graphc-beside", daemon=True)
+    with suppress(RuntimeError):  # no more threads may be started: whoever needs the work does it then
+        thread.start()
+    try:
+        yield
+    finally:
+        if thread.ident is not None:
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 _outside_forks = threading.Lock()

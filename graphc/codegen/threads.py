@@ -193,6 +193,11 @@ def pool() -> ThreadPool:
         return _pool
 
 
+def load() -> None:
+    """Compiles and links the pool's native code, which the first step would do otherwise. Starts none."""
+    _native_code(_default_parking())
+
+
 def set_num_threads(threads: int) -> None:
     """Sets how many threads a region may use: 1 (the caller only) to 64; more than CPUs is allowed.
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
+from graphc import training
 from graphc.compiling import compile as compile_network
 
 # The names that users rely on, by kind.
@@ -141,7 +142,7 @@ def test_compile_has_the_promised_signature():
     assert list(parameters) == ["outputs", "loss", "optimizer", "wrt", "threads", "backend", "check"]
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[1:])
     assert parameters["backend"].default == "native"
-    fit = inspect.signature(sys.modules["graphc.training"].fit).parameters
+    fit = inspect.signature(training.fit).parameters
     assert {"epochs", "batch_size", "shuffle", "validation", "callbacks"} <= set(fit)
 
 

@@ -91,6 +91,58 @@ def test_slots_are_local_to_their_chunk():
     assert [r.count for r in form_regions(read(other).kernels)] == [2, 1, 1]
 
 
+COPYING = """
+storage x: f32[B, 64] input
+storage a: f32[B, 32] output
+storage copies: f32[k1.chunks, 64, 32] output
+output a: f32[B, 32] = a
+output copies: f32[k1.chunks, 64, 32] = copies
+
+kernel k0 map i<B> cost 400 granule 6
+  in x: f32[B, 64]
+  out a: f32[B, 32]
+  for i<B> chunked tile 6:
+    for j<32>:
+      a[i, j] = x[i, j] * 2.0
+
+kernel k1 contract i<B> cost 300 granule 168
+  in x: f32[B, 64]
+  in a: f32[B, 32]
+  out copies: f32[k1.chunks, 64, 32]
+  for p<64>:
+    for q<32>:
+      var sum1: f32 = 0.0
+      for i<B> chunked:
+        sum1 += x[i, p] * a[i, q]
+      copies[chunk, p, q] = sum1
+"""
+
+
+def test_copies_share_a_region_where_they_are_much_of_its_work_and_read_again_what_it_read():
+    regions = form_regions(read(COPYING).kernels)
+    assert [r.count for r in regions] == [2]
+    for other in (
+        COPYING.replace("cost 300", "cost 100"),
+        COPYING.replace("cost 300", "cost (k1.chunks + 300)"),
+        COPYING.replace("x[i, p] *", "2.0 *").replace("granule 168\n  in x: f32[B, 64]\n", "granule 168\n"),
+    ):
+        found = form_regions(read(other).kernels)
+        assert [(r.count, r.reason) for r in found[:-1]] == [(1, "k1 keeps a copy of its result per chunk")]
+
+
+def test_chunks_with_copies_are_long_and_small_batches_have_two():
+    program = build_program(read(COPYING))
+    assert program.regions["copied_rows"].tolist() == [168]
+    assert program.regions["granule"].tolist() == [6]
+    sizes = {batch: program.bind({"B": batch}).chunkings[0] for batch in (1000, 128, 20)}
+    assert [(c.size, c.count) for c in sizes.values()] == [(168, 6), (66, 2), (12, 2)]
+    assert "granule 6, copies of 168" in print_program(program)
+    feeds = {"x": np.random.default_rng(0).normal(size=(128, 64)).astype(np.float32)}
+    results = run_program(program.bind({"B": 128}), feeds)
+    expected = feeds["x"].T @ (feeds["x"][:, :32] * 2)
+    assert np.allclose(results["copies"].sum(axis=0), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_kernels_without_a_chunk_axis_share_a_region():
     text = """
 storage x: f32[4] input
@@ -257,9 +309,9 @@ def test_kernels_that_are_ready_join_the_region_at_hand():
 # --------------------------------------------------------------------------------------------- chunks
 
 
-@given(st.integers(0, 5000), st.integers(0, 20000), st.integers(1, 16))
-def test_chunk_rule(extent, cost, granule):
-    chunking = chunk_rule(extent, cost, granule)
+@given(st.integers(0, 5000), st.integers(0, 20000), st.integers(1, 16), st.integers(1, 300))
+def test_chunk_rule(extent, cost, granule, copied):
+    chunking = chunk_rule(extent, cost, granule, copied)
     assert chunking.size >= 1 and chunking.size % granule == 0
     assert 1 <= chunking.count <= MAX_CHUNKS
     assert chunking.count * chunking.size >= extent

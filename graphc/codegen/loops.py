@@ -7,8 +7,9 @@ The skeleton of a loop that is unrolled `count` times over vectors of `lanes` (s
     for base in main_end .. end step 1:          body with one item                     (row tail)
 
 With a static extent the vector tail is one straight-line body whose last vector alone is masked, and the
-rows that a tile of sums leaves over are one smaller tile: alone, each would wait for its own additions.
-There is no tail where the step is known to divide the extent, and for a chunked loop the granule too.
+rows that a tile of sums leaves over are one smaller tile, or pairs where their number is not known: alone,
+each would wait for its own additions. There is no tail where the step is known to divide the extent, and for
+a chunked loop the granule too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from graphc.ir.kernels import Assign, Body, Combine, For, names_used, walk_stmts
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import divides
 from graphc.records import dataclass
+
+LEAST_PAIRED = 4
+"""Rows of a tile from which on what it leaves is more than a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +153,16 @@ class Loops(Memory):
         span = self.f.binary("sub", end, begin) if begin.ref != "0" else end
         rest = self.f.binary("srem", span, constant(step, I64))
         main_end = self.f.binary("sub", end, rest)
+        result = [Segment(begin, main_end, stmt.tile, lanes, None)]
         count = 1
         if isinstance(stmt.extent, int) and self.granule % step == 0 and not stmt.vector:
             count = _left_over(stmt, stmt.extent % step)  # of the last chunk; the others have whole tiles
-        return [
-            Segment(begin, main_end, stmt.tile, lanes, None),
-            Segment(main_end, end, count, lanes, None, masked=stmt.vector),
-        ]
+        elif stmt.tile >= LEAST_PAIRED and not stmt.vector and _left_over(stmt, 2) == 2:
+            odd = self.f.binary("and", rest, constant(1, I64))
+            pairs_end = self.f.binary("sub", end, odd)
+            result.append(Segment(main_end, pairs_end, 2, 1, None))
+            main_end = pairs_end
+        return [*result, Segment(main_end, end, count, lanes, None, masked=stmt.vector)]
 
     def _static_segments(self, extent: int, step: int, lanes: int, stmt: For) -> list[Segment]:
         result = []

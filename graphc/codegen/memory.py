@@ -13,6 +13,8 @@ from graphc.ir.types import DType, Shape, evaluate
 
 CACHE_LINE = 64
 """Bytes that a prefetch asks for. Where lines are longer, some requests are repeated."""
+MASKING_BYTES = 64
+"""Bytes of a vector from which on CPUs have mask registers."""
 
 
 class Memory(Addressing):
@@ -246,8 +248,24 @@ class Memory(Addressing):
         if mask is None:
             past_caches = stream and self.streams and self.is_aligned(place, linear, axis)
             f.store(stored, address, past_caches=past_caches)
+        elif (count := _leading_lanes(mask)) and self.vector_bytes < MASKING_BYTES:
+            self._store_leading(stored, address, count)
         else:
             f.masked_store(stored, address, mask)
+
+    def _store_leading(self, value: Value, address: Value, count: int) -> None:
+        """Stores the first lanes of a vector in parts of 4, 2 and 1. Only CPUs with mask registers store
+        under a mask as fast as without one: on others it is microcode, or a store for each lane."""
+        first = 0
+        while first < count:
+            lanes = 1 << (count - first).bit_length() - 1
+            if lanes == 1:
+                part = self.f.extract(value, first)
+            else:
+                part = self.f.shuffle(value, value, list(range(first, first + lanes)))
+            place = self.f.gep(address, constant(first, I64), value.type.with_lanes(1)) if first else address
+            self.f.store(part, place)
+            first += lanes
 
     def is_aligned(self, place: Place, linear: Linear, axis: Axis) -> bool:
         """Whether whole vectors are stored, at multiples of a vector from the place's first element on."""
@@ -303,6 +321,14 @@ class Memory(Addressing):
             copies *= axis.count
         pointer = self.f.alloca(str(memory_type(dtype)), padded * copies)
         return Place(name, dtype, shape, pointer, tuple(axis.name for axis in rows), padded)
+
+
+def _leading_lanes(mask: Value) -> int:
+    """How many lanes a mask has that is known and true for the first lanes alone; 0 for any other."""
+    if mask.ref.startswith("%"):
+        return 0
+    bits = ["true" in bit for bit in mask.ref.split(",")]
+    return sum(bits) if bits == sorted(bits, reverse=True) and len(bits) == mask.type.lanes else 0
 
 
 def transposed(f: Function, rows: list[Value]) -> list[Value]:

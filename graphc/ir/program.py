@@ -12,7 +12,7 @@ from typing import Any
 
 from graphc.ir.kernels import For, Kernel, KernelProgram, Stmt, walk_stmts
 from graphc.ir.memory import plan_blocks
-from graphc.ir.regions import checks_first, form_regions, order_for_regions
+from graphc.ir.regions import checks_first, form_regions, keeps_copies, order_for_regions
 from graphc.ir.storage import KINDS
 from graphc.ir.tables import BoundProgram, Columns, Program
 from graphc.ir.types import DTYPES, Extent, evaluate
@@ -63,6 +63,7 @@ def build_program(source: KernelProgram) -> Program:
     kernels = source.kernels
     regions = form_regions(kernels)
     granules = [_granule(kernels[r.first : r.first + r.count]) for r in regions]
+    copied = [_copied_rows(kernels[r.first : r.first + r.count]) for r in regions]
     source = replace(
         source,
         kernels=tuple(
@@ -85,7 +86,9 @@ def build_program(source: KernelProgram) -> Program:
         for kernel in members:
             cost = cost + kernel.cost
         extent = members[0].chunk_extent
-        region_rows.append((0, region.first, region.count, extents(extent), extents(cost), granules[number]))
+        region_rows.append(
+            (0, region.first, region.count, extents(extent), extents(cost), granules[number], copied[number])
+        )
         for position, kernel in enumerate(members, region.first):
             launch_rows.append((0, position, len(operand_rows), len(kernel.buffers), number))
             operand_rows += [(ids[buffer.storage], 0) for buffer in kernel.buffers]
@@ -99,7 +102,9 @@ def build_program(source: KernelProgram) -> Program:
         for n, s in source.storages.items()
     ]
     launch_names = ("opcode", "kernel", "first_operand", "operand_count", "region")
-    region_names = ("opcode", "first_launch", "launch_count", "chunk_extent", "cost", "granule")
+    region_names = (
+        "opcode", "first_launch", "launch_count", "chunk_extent", "cost", "granule", "copied_rows",
+    )  # fmt: skip
     return Program(
         _columns(launch_names, launch_rows),
         _columns(("storage", "offset"), operand_rows),
@@ -119,9 +124,15 @@ def _granule(members: Sequence[Kernel]) -> int:
     """The granule of a region: a multiple of those of kernels with tiles of rows, if it has any.
 
     What is left of a tile of rows runs row by row; what is left of a vector is masked, which costs little.
+    Rows of a chunk that keeps a large copy come in any number.
     """
     in_rows = [kernel.granule for kernel in members if any(map(_is_tile_of_rows, walk_stmts(kernel.body)))]
-    return lcm(*(in_rows or (kernel.granule for kernel in members)))
+    return lcm(*(in_rows or (kernel.granule for kernel in members if not keeps_copies(kernel))))
+
+
+def _copied_rows(members: Sequence[Kernel]) -> int:
+    """How many rows a chunk of a region should have at least for the sake of its large copies."""
+    return max((kernel.granule for kernel in members if keeps_copies(kernel)), default=1)
 
 
 def _is_tile_of_rows(stmt: Stmt) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from math import inf
 
 from graphc.errors import VerifyError
 from graphc.ir.kernels import (
@@ -35,8 +36,10 @@ from graphc.ir.kernels import (
 from graphc.ir.types import Extent, floordiv
 from graphc.records import dataclass
 
-# Bytes of a partial result beyond which a kernel's chunks are not cut to suit its neighbours.
+# Bytes of a partial result beyond which a kernel's chunks are cut to suit it, not its neighbours.
 LARGE_COPY = 4096
+# Kernels with such copies share a region where this many times their work is all of the region's.
+COPYING_SHARE = 3
 # Launches of one region are numbered in 15 bits by the launch loop; far fewer are useful.
 MAX_KERNELS = 4096
 
@@ -158,6 +161,7 @@ class _Facts:
     rows: Mapping[str, Rows | None]
     has_check: bool
     keeps_copies: bool
+    cost: float  # of a row, in ns; infinite where it depends on how kernels are cut
 
     @staticmethod
     def of(kernel: Kernel) -> _Facts:
@@ -168,6 +172,7 @@ class _Facts:
             chunk_local_rows(kernel),
             has_check(kernel),
             keeps_copies(kernel),
+            kernel.cost if isinstance(kernel.cost, int) else inf,
         )
 
     @property
@@ -181,10 +186,13 @@ class _OpenRegion:
 
     def __init__(self, head: _Facts) -> None:
         self._head = head
-        self._count = 0
         # By which rows all kernels address a storage, and those that write it; None: not all by the same.
         self._touched: dict[str, Rows | None] = {}
         self._written: dict[str, Rows | None] = {}
+        self._count = 0
+        self._read: set[str] = set()
+        self._cost = self._copying = 0.0
+        self._keeper = ""
         self.add(head)
 
     @property
@@ -195,6 +203,11 @@ class _OpenRegion:
     def add(self, facts: _Facts) -> None:
         """Takes a kernel."""
         self._count += 1
+        self._read |= facts.read
+        self._cost += facts.cost
+        if facts.keeps_copies:
+            self._copying += facts.cost
+            self._keeper = self._keeper or facts.kernel.name
         for storages, known in ((facts.read | facts.written, self._touched), (facts.written, self._written)):
             for storage in storages:
                 rows = facts.rows.get(storage)
@@ -211,14 +224,27 @@ class _OpenRegion:
             return f"{kernel.name} is chunked over {kernel.chunk_extent}, not {head.kernel.chunk_extent}"
         if not kernel.chunk_axis:
             return ""
-        if facts.keeps_copies or head.keeps_copies:
-            keeper = kernel if facts.keeps_copies else head.kernel
-            return f"{keeper.name} keeps a copy of its result per chunk"
+        if keeper := self._keeper_apart(facts):
+            return f"{keeper} keeps a copy of its result per chunk"
         conflicts = [
             s for s in facts.written if s in self._touched and self._differs(facts, s, self._touched)
         ]
         conflicts += [s for s in facts.read if s in self._written and self._differs(facts, s, self._written)]
         return f"{kernel.name} touches other chunks' part of {min(conflicts)}" if conflicts else ""
+
+    def _keeper_apart(self, facts: _Facts) -> str:
+        """The kernel whose copies keep a kernel out of the region; "" if none does.
+
+        Chunks are then cut to suit the copies. That may be where they are much of the work, and where a
+        kernel that keeps copies reads again what the region has read: the second time from a nearer cache.
+        """
+        keeper = self._keeper or (facts.kernel.name if facts.keeps_copies else "")
+        if not keeper:
+            return ""
+        reads_again = not facts.keeps_copies or not facts.read.isdisjoint(self._read)
+        total = self._cost + facts.cost
+        copying = self._copying + (facts.cost if facts.keeps_copies else 0)
+        return "" if reads_again and inf > COPYING_SHARE * copying >= total else keeper
 
     @staticmethod
     def _differs(facts: _Facts, storage: str, known: Mapping[str, Rows | None]) -> bool:

@@ -3,7 +3,7 @@
     Program      = columns launches, operands, regions, storages; extents; blocks; names
       launches   : opcode, kernel, first operand, operand count, region
       operands   : storage, byte offset                   one row per buffer of a launch, in order
-      regions    : opcode, first launch, launch count, chunk extent, cost, granule
+      regions    : opcode, first launch, launch count, chunk extent, cost, granule, copied rows
       storages   : kind, dtype, bytes, block (-1: not in the arena)
       extents    : expressions; every extent in the columns is a position in this table
     BoundProgram = the same with every extent evaluated, the chunks cut, and offsets in the arena
@@ -13,9 +13,10 @@ Beside machine code, tables are all that running takes. The kernels that they we
 
 Chunks depend on shapes alone, never on threads, so that results do not either: a chunk is about 10 us of
 work or 1/64 of the axis, whichever is more, in whole granules, and all chunks of a region are about
-equal, and an even number of them. The granule of a region suits its tiles of rows;
-vectors and copies of results take what that leaves. An axis of extent 0 still has one, empty, chunk, which
-initialises what a reduction leaves.
+equal, and an even number of them. The granule of a region suits its tiles of rows; vectors take what that
+leaves. Where chunks keep large copies of a result, which are to be written and added, one has at least the
+region's copied rows, or half of all. An axis of extent 0 still has one, empty, chunk, which initialises what
+a reduction leaves.
 """
 
 from __future__ import annotations
@@ -109,9 +110,9 @@ class Program:
         bound.update({f"{name}.chunks": MAX_CHUNKS for name in self.kernel_names})
         rows = zip(*(self.regions[name].tolist() for name in self.regions.names), strict=True)
         chunkings = []
-        for _, first, count, extent, cost, granule in rows:
+        for _, first, count, extent, cost, granule, copied in rows:
             chunking = chunk_rule(
-                evaluate(self.extents[extent], bound), evaluate(self.extents[cost], bound), granule
+                evaluate(self.extents[extent], bound), evaluate(self.extents[cost], bound), granule, copied
             )
             chunkings.append(chunking)
             for name in self.kernel_names[first : first + count]:
@@ -165,9 +166,11 @@ def _ceildiv(left: int, right: int) -> int:
     return -(-left // right)
 
 
-def chunk_rule(extent: int, cost: int, granule: int) -> Chunking:
-    """The chunks of `extent` iterations that take `cost` ns each; sizes are multiples of `granule`."""
+def chunk_rule(extent: int, cost: int, granule: int, copied: int = 1) -> Chunking:
+    """The chunks of `extent` iterations that take `cost` ns each; sizes are multiples of `granule`, and a
+    copy of a result is worth `copied` iterations, or half of all where they are fewer than twice that."""
     least = max(_ceildiv(CHUNK_NANOSECONDS, max(cost, 1)), _ceildiv(extent, MAX_CHUNKS))
+    least = max(least, min(copied, _ceildiv(extent, 2)))
     least = _ceildiv(least, granule) * granule
     # As many chunks as that allows, but all of about the same size.
     wanted = max(_ceildiv(extent, least), 1)

@@ -47,9 +47,10 @@ def _regions(program: Program, bound: BoundProgram | None) -> list[str]:
     lines: list[str] = []
     columns = [program.regions[name].tolist() for name in program.regions.names]
     operand_storages = program.operands["storage"].tolist()
-    for number, (_, first, count, extent, cost, granule) in enumerate(zip(*columns, strict=True)):
+    for number, (_, first, count, extent, cost, granule, copied) in enumerate(zip(*columns, strict=True)):
         if bound is None:
             cut = f"over {program.extents[extent]}, {program.extents[cost]} ns each, granule {granule}"
+            cut += f", copies of {copied}" if copied > 1 else ""
         else:
             chunking = bound.chunkings[number]
             cut = f"{chunking.count} chunks of {chunking.size} over {chunking.extent}"

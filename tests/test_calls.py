@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from thread_support import in_threads
 
 import graphc as gx
 from graphc import calls
@@ -595,26 +596,6 @@ def counter(length=1):
     return step, np.full(length, -1, np.float32), gx.compile(w * 1.0)
 
 
-def in_threads(*functions):
-    """Runs functions at once; raises what one of them raised."""
-    raised = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads)
-    if raised:
-        raise raised[0]
-
-
 @pytest.mark.parametrize("elements", [1, 5000])
 def test_no_step_is_lost_between_threads(elements, length):
     step, x, reader = counter(elements)
@@ -637,7 +618,7 @@ def test_no_step_is_lost_between_threads(elements, length):
         for _ in range(300):
             read()
 
-    in_threads(run, call, run, call, look, look_bound)
+    in_threads([run, call, run, call, look, look_bound], seconds=120)
     assert (step.params["w"] == 1200).all()
 
 

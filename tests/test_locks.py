@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from thread_support import in_threads
 
 from graphc.codegen import locks
 from graphc.codegen.cpython import native_calls
@@ -28,26 +29,6 @@ def kind(request, monkeypatch):
         monkeypatch.setattr(locks, "native_calls", lambda: False)
     elif not native_calls():
         pytest.skip("objects lie otherwise in this interpreter")
-
-
-def in_threads(functions, seconds=60):
-    """Runs functions at once; raises what one of them raised."""
-    raised = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(function,), daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(seconds)
-    assert not any(thread.is_alive() for thread in threads), "a thread sleeps for ever"
-    if raised:
-        raise raised[0]
 
 
 def is_free(lock):

@@ -13,12 +13,13 @@ the access is not aligned (a slice, a reshape, a gather), so the terminal has to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from graphc.ir.graph import Graph, Node, Operand, Variable
 from graphc.ir.ops.contract import split_spec
 from graphc.ir.types import Extent
 
+T = TypeVar("T")
 Label = int
 Labels = tuple["Label | None", ...]
 
@@ -182,28 +183,37 @@ def _through_views(node: Node) -> Node:
     return node
 
 
-def _through(node: Node, labels: Labels) -> Labels | None:
-    """The labels of a view's operand, from those of its result; None where the map is not aligned."""
+def through_view(node: Node, per_axis: tuple[T, ...], absent: T) -> tuple[T, ...] | None:
+    """What belongs to each axis of a view's operand, from what belongs to those of its result.
+
+    `absent` is for axes of the operand that the result lacks, or repeats. None for views that do more than
+    choose axes: a slice, a reshape.
+    """
     shape = node.inputs[0].shape
     match node.name:
         case "check_index":
-            return labels
+            return per_axis
         case "transpose":
-            result: list[Label | None] = [None] * len(labels)
+            result = [absent] * len(per_axis)
             for position, source in enumerate(node.attrs["permutation"]):
-                result[source] = labels[position]
+                result[source] = per_axis[position]
             return tuple(result)
         case "expand_dims":
             axes = node.attrs["axes"]
-            return tuple(label for position, label in enumerate(labels) if position not in axes)
+            return tuple(entry for position, entry in enumerate(per_axis) if position not in axes)
         case "squeeze":
-            kept = iter(labels)
+            kept = iter(per_axis)
             axes = node.attrs["axes"]
-            return tuple(None if position in axes else next(kept) for position in range(len(shape)))
+            return tuple(absent if position in axes else next(kept) for position in range(len(shape)))
         case "broadcast_to":
-            tail = labels[len(labels) - len(shape) :]
-            return tuple(None if extent == 1 else label for extent, label in zip(shape, tail, strict=True))
-        case "slice":
-            whole = all(s == 0 for s in node.attrs["starts"]) and all(s == 1 for s in node.attrs["steps"])
-            return labels if whole and tuple(node.attrs["shape"]) == tuple(shape) else None
+            tail = per_axis[len(per_axis) - len(shape) :]
+            return tuple(absent if extent == 1 else entry for extent, entry in zip(shape, tail, strict=True))
     return None
+
+
+def _through(node: Node, labels: Labels) -> Labels | None:
+    """The labels of a view's operand, from those of its result; None where the map is not aligned."""
+    if node.name == "slice":
+        whole = all(s == 0 for s in node.attrs["starts"]) and all(s == 1 for s in node.attrs["steps"])
+        return labels if whole and tuple(node.attrs["shape"]) == node.inputs[0].shape else None
+    return through_view(node, labels, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping
 
 from graphc.errors import LoweringError
+from graphc.ir.access import through_view
 from graphc.ir.graph import Node
 from graphc.ir.kernels import (
     Affine,
@@ -33,29 +34,13 @@ def known_extent(extent: Extent) -> int:
 
 def view_index(node: Node, index: Index) -> Index:
     """The index of a view's operand, from that of its result."""
-    shape = node.inputs[0].shape
-    match node.name:
-        case "check_index":
-            return index
-        case "transpose":
-            result = [Affine()] * len(index)
-            for position, source in enumerate(node.attrs["permutation"]):
-                result[source] = index[position]
-            return tuple(result)
-        case "expand_dims":
-            axes = node.attrs["axes"]
-            return tuple(a for position, a in enumerate(index) if position not in axes)
-        case "squeeze":
-            kept = iter(index)
-            axes = node.attrs["axes"]
-            return tuple(Affine() if position in axes else next(kept) for position in range(len(shape)))
-        case "broadcast_to":
-            tail = index[len(index) - len(shape) :]
-            return tuple(Affine() if extent == 1 else a for extent, a in zip(shape, tail, strict=True))
-        case "slice":
-            starts, steps = node.attrs["starts"], node.attrs["steps"]
-            return tuple(a.scale(step) + start for a, start, step in zip(index, starts, steps, strict=True))
-    raise LoweringError(f"{node!r} is not an affine view")
+    if node.name == "slice":
+        starts, steps = node.attrs["starts"], node.attrs["steps"]
+        return tuple(a.scale(step) + start for a, start, step in zip(index, starts, steps, strict=True))
+    found = through_view(node, index, Affine())
+    if found is None:
+        raise LoweringError(f"{node!r} is not an affine view")
+    return found
 
 
 def guarded(value: Expr, inside: Expr, fill: Const) -> Expr:

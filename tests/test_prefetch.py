@@ -247,3 +247,35 @@ def test_panels_that_many_rows_pass_by_or_that_are_near_are_not_asked_for():
     assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "784"))
     assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "100"))
     assert "prefetch once b" in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "1000"))
+
+
+UPDATE = """
+kernel k contract i<784>
+  in a: f32[4, B, 16]
+  in b: f32[B, 784]
+  inout w: f32[784, COLUMNS]
+  for jp<4>:
+    for i<784> chunked:
+      for j<16>:
+        var total: f32 = 0.0
+        for k<B>:
+          total += a[jp, k, j] * b[k, i]
+        w[i, j + 16*jp] = w[i, j + 16*jp] - total
+"""
+
+
+def test_what_an_epilogue_updates_is_asked_for_before_the_sum():
+    text = scheduled(UPDATE.replace("COLUMNS", "64"))
+    assert "prefetch w[i, j + 16*jp]\n        for k<B>:\n" in text
+    assert print_kernel(parse_kernel(text)) == text
+    module = Module("x86_64-unknown-linux-gnu", "nounwind")
+    emit_kernel(module, parse_kernel(text), 256)
+    # A line of each row of w, of a and of b: of w six rows in the loop of tiles, four in what is left.
+    assert module.render().count("call void @llvm.prefetch") == (6 + 1 + 1) + (4 + 1 + 1)
+    assert "prefetch w" not in scheduled(UPDATE.replace("COLUMNS", "64").replace("B", "31"))
+
+
+def test_panels_of_many_rows_are_asked_for_line_by_line():
+    text = scheduled(UPDATE.replace("COLUMNS", "64"))
+    assert "prefetch a[jp, k + 8, j]\n          prefetch b[k + 24, i]\n" in text
+    assert "prefetch a" not in scheduled(UPDATE.replace("COLUMNS", "64").replace("B", "100"))

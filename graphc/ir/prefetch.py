@@ -15,7 +15,10 @@ computes; the hardware's own prefetcher follows a sweep only to the end of its r
 A product that sums down the columns of an operand, `acc += a[k, i] * b[k, j]`, takes a line or two of every
 memory row, and rows lie pages apart, where the hardware's prefetcher does not follow. It asks for the same
 columns some rows ahead. So it does for rows that lie line by line (a panel), where the panel is known to
-exceed the nearest cache.
+exceed the nearest cache or has as many rows as are bound at run time.
+
+What the epilogue of a long sum loads beside it, parameters and moments that it updates, is asked for before
+the sum begins, and has arrived when it ends.
 
 A product of few columns, `acc += a[i, k] * b[k, j]` with all j in one tile, computes about as long on its
 rows as memory needs to bring them. While it computes a tile of rows it asks for the next ones, which lie
@@ -185,7 +188,44 @@ def prefetch_products(kernel: Kernel, lanes: int) -> Kernel:
             return None
         return (replace(stmt, body=(*_rows_ahead(kernel, stmt), *stmt.body)),)
 
-    return replace(kernel, body=map_stmts(kernel.body, stmt_rule=rule))
+    kernel = replace(kernel, body=map_stmts(kernel.body, stmt_rule=rule))
+    return replace(kernel, body=_epilogues_ahead(kernel, kernel.body, ""))
+
+
+def _epilogues_ahead(kernel: Kernel, body: Body, lanes_axis: str) -> Body:
+    """A body with requests, before each long sum, for what the epilogue behind it loads along the lanes."""
+    result: list[Stmt] = []
+    for number, stmt in enumerate(body):
+        if isinstance(stmt, For):
+            inner = _epilogues_ahead(kernel, stmt.body, stmt.axis if stmt.vector else lanes_axis)
+            if lanes_axis and not stmt.vector and _is_long_sum(stmt):
+                result += _loaded_after(kernel, body[number + 1 :], lanes_axis)
+            stmt = replace(stmt, body=inner)
+        result.append(stmt)
+    return tuple(result)
+
+
+def _is_long_sum(loop: For) -> bool:
+    """Whether a loop adds up, in steps enough to wait for memory behind it."""
+    is_short = isinstance(loop.extent, int) and loop.extent < SHORTEST_SUM
+    return not is_short and any(isinstance(stmt, Combine) for stmt in loop.body)
+
+
+def _loaded_after(kernel: Kernel, epilogue: Body, lanes_axis: str) -> list[Prefetch]:
+    """Requests for what an epilogue loads, lanes side by side, from buffers beyond the nearest cache."""
+    buffers = {b.name: b for b in kernel.buffers}
+    scalars = {s.name for s in walk_stmts(kernel.body) if isinstance(s, Let)}
+    found: dict[Prefetch, None] = {}
+    for stmt in epilogue:
+        for load in (p for e in exprs_of(stmt) for p in walk_expr(e) if isinstance(p, Load)):
+            buffer = buffers.get(load.source)
+            if buffer is None or load.guard is not None or not load.index:
+                continue
+            size, names = buffer.type.nbytes, {name for affine in load.index for name in affine.names}
+            is_large = not isinstance(size, int) or size > NEAREST_BYTES
+            if is_large and load.index[-1].coefficient(lanes_axis) == 1 and not names & scalars:
+                found[Prefetch(load.source, load.index)] = None
+    return list(found)
 
 
 def _rows_ahead(kernel: Kernel, loop: For) -> list[Prefetch]:
@@ -208,11 +248,19 @@ def _rows_ahead(kernel: Kernel, loop: For) -> list[Prefetch]:
             far = not isinstance(step, int) or step > LINE_BYTES
             if far and isinstance(size, int) and size <= NEAREST_BYTES:
                 continue
-            if far or (step == LINE_BYTES and isinstance(size, int) and size > NEAREST_BYTES):
+            if far or (step == LINE_BYTES and _is_long_panel(loop, load, size)):
                 rows = FAR_ROWS_AHEAD if far and not loop.chunked else ROWS_AHEAD
                 ahead = {loop.axis: Affine.of(loop.axis) + rows}
                 found[Prefetch(load.source, tuple(a.substitute(ahead) for a in load.index))] = None
     return list(found)
+
+
+def _is_long_panel(loop: For, load: Load, size: Extent) -> bool:
+    """Whether what lies line by line exceeds the nearest cache, or is a panel of so many rows as are bound at
+    run time; unless the loop asks for the next panel all along."""
+    if isinstance(size, int):
+        return size > NEAREST_BYTES
+    return len(load.index) == 3 and not any(isinstance(s, Prefetch) and s.once for s in loop.body)
 
 
 def _asking_for_next(kernel: Kernel, body: Body, outer: tuple[For, ...], lanes: int) -> Body:

@@ -11,9 +11,19 @@ from program_support import CHAIN, REVERSE, STEP, chain_feeds, chain_results, re
 from graphc.errors import ShapeError, VerifyError
 from graphc.ir.graph import Variable
 from graphc.ir.interpret_program import run_program
+from graphc.ir.parse_kernels import parse_kernel
 from graphc.ir.program import build_program, bytes_moved, compulsory_bytes
 from graphc.ir.python_kernels import CheckFailure
-from graphc.ir.regions import Region, checks_first, chunk_local_rows, form_regions, order_for_regions
+from graphc.ir.regions import (
+    TYPICAL_EXTENT,
+    Region,
+    accesses_of,
+    checks_first,
+    chunk_local_rows,
+    form_regions,
+    order_for_regions,
+    read_by_every_chunk,
+)
 from graphc.ir.tables import MAX_CHUNKS, Columns, chunk_rule, chunk_sizes
 from graphc.ir.text_program import print_program
 from graphc.ir.types import TensorType, dim, evaluate, float32
@@ -78,6 +88,58 @@ kernel k2 map i<B>
     assert [r.count for r in form_regions(read(text).kernels)] == [1, 1, 1]
 
 
+WEIGHTS = """kernel k0 contract i<B> cost 1
+  in x: f32[B, 784]
+  in v: f32[784, 64]
+  out h: f32[B, 64]
+  for i<B> chunked:
+    for j<64>:
+      var sum1: f32 = 0.0
+      for k<784>:
+        sum1 += x[i, k] * v[k, j]
+      h[i, j] = sum1
+
+kernel k1 contract i<B> cost 1
+  in h: f32[B, 64]
+  in w: f32[64, WIDTH]
+  out y: f32[B, WIDTH]
+  for i<B> chunked:
+    for j<WIDTH>:
+      var sum1: f32 = 0.0
+      for k<64>:
+        sum1 += h[i, k] * w[k, j]
+      y[i, j] = sum1
+"""
+
+
+def regions_of_weights(width):
+    first, second = WEIGHTS.replace("WIDTH", str(width)).split("\n\n")
+    return form_regions([parse_kernel(part) for part in (first, second)])
+
+
+def test_kernels_whose_weights_evict_each_other_are_apart():
+    regions = regions_of_weights(784)
+    assert [r.count for r in regions] == [1, 1]
+    assert regions[0].reason == (
+        "k1 reads what would not stay in cache beside what the others read each chunk"
+    )
+    assert [r.count for r in regions_of_weights(10)] == [2]  # weights of one hardly disturb the other's
+
+
+def test_weights_that_kernels_share_do_not_keep_them_apart():
+    same = (
+        WEIGHTS.replace("WIDTH", "784")
+        .replace("w[k, j]", "v[j, k]")
+        .replace("w: f32[64, 784]", "v: f32[784, 64]")
+    )
+    assert [r.count for r in form_regions([parse_kernel(part) for part in same.split("\n\n")])] == [2]
+
+
+def test_what_is_read_whole_is_told_from_what_a_chunk_owns():
+    kernel = parse_kernel(WEIGHTS.replace("WIDTH", "B").split("\n\n")[1])
+    assert read_by_every_chunk(kernel, accesses_of(kernel)) == {"w": 4 * 64 * TYPICAL_EXTENT}
+
+
 def test_slots_are_local_to_their_chunk():
     text = CHAIN.replace(
         "kernel k2 map i<B> cost 2000\n  in b: f32[B, 8]\n",
@@ -85,7 +147,8 @@ def test_slots_are_local_to_their_chunk():
     )
     same = text.replace("y[i, j] = b[i, j] * 3.0", "y[i, j] = b[i, j] * part[chunk]")
     assert [r.count for r in form_regions(read(same).kernels)] == [3, 1]
-    rows = chunk_local_rows(read(same).kernels[2])
+    kernel = read(same).kernels[2]
+    rows = chunk_local_rows(kernel, accesses_of(kernel))
     assert rows["part"][0] == "slot" and rows["y"][0] == "axis"
     other = text.replace("y[i, j] = b[i, j] * 3.0", "y[i, j] = b[i, j] * part[0]")
     assert [r.count for r in form_regions(read(other).kernels)] == [2, 1, 1]

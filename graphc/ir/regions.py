@@ -6,6 +6,10 @@ Kernels share a region if they are cut into the same chunks and chunk c of a lat
 chunk c of an earlier one wrote. That holds where both address a storage by its rows, with the chunk axis
 itself as the row number, or by slots, with the chunk's number as the slot. Everything else is a barrier.
 Kernels without a chunk axis run as one chunk, so any row of them is a region.
+
+Nor do products share a region if what every chunk of them reads again, such as their weights, exceeds what a
+core's cache keeps: chunk by chunk each would fetch its weights anew. One after the other, each has
+them at hand for all of its chunks, and the rows that pass between them come once.
 """
 
 from __future__ import annotations
@@ -33,13 +37,17 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
-from graphc.ir.types import Extent, floordiv
+from graphc.ir.types import Extent, dims_of, evaluate, floordiv
 from graphc.records import dataclass
 
 # Bytes of a partial result beyond which a kernel's chunks are cut to suit it, not its neighbours.
 LARGE_COPY = 4096
 # Kernels with such copies share a region where this many times their work is all of the region's.
 COPYING_SHARE = 3
+# Bytes that a core keeps from one chunk to the next: half of the second-level cache on common server cores.
+KEPT_BYTES = 2**18
+# What a dim that is bound at run time, such as a batch, is taken for.
+TYPICAL_EXTENT = 2**10
 # Launches of one region are numbered in 15 bits by the launch loop; far fewer are useful.
 MAX_KERNELS = 4096
 
@@ -101,7 +109,7 @@ def storages_written(kernel: Kernel) -> set[str]:
 Rows = tuple[str, Extent, Extent, int]
 
 
-def chunk_local_rows(kernel: Kernel) -> dict[str, Rows | None]:
+def chunk_local_rows(kernel: Kernel, accesses: Sequence[Access]) -> dict[str, Rows | None]:
     """For each storage: the rows by which chunk c of the kernel touches only its own part, or None.
 
     "axis": dim 0 of every access is exactly the chunk axis, inside the chunked loop, so the chunk owns
@@ -109,7 +117,7 @@ def chunk_local_rows(kernel: Kernel) -> dict[str, Rows | None]:
     """
     rows: dict[str, Rows | None] = {}
     axis = Affine.of(kernel.chunk_axis) if kernel.chunk_axis else None
-    for access in accesses_of(kernel):
+    for access in accesses:
         shape = access.buffer.type.shape
         found: Rows | None = None
         if access.index:
@@ -121,6 +129,19 @@ def chunk_local_rows(kernel: Kernel) -> dict[str, Rows | None]:
         storage = access.buffer.storage
         rows[storage] = found if rows.setdefault(storage, found) == found else None
     return rows
+
+
+def read_by_every_chunk(kernel: Kernel, accesses: Sequence[Access]) -> dict[str, int]:
+    """The storages that each chunk reads the same part of, such as weights, with their (likely) bytes."""
+    own = {
+        access.buffer.storage
+        for access in accesses
+        if access.store or any({kernel.chunk_axis, CHUNK} & affine.names for affine in access.index)
+    }
+    sizes = {buffer.storage: buffer.type.nbytes for buffer in kernel.buffers if buffer.storage not in own}
+    return {
+        name: evaluate(size, dict.fromkeys(dims_of(size), TYPICAL_EXTENT)) for name, size in sizes.items()
+    }
 
 
 # -------------------------------------------------------------------------------------------- regions
@@ -159,17 +180,20 @@ class _Facts:
     read: frozenset[str]
     written: frozenset[str]
     rows: Mapping[str, Rows | None]
+    common: Mapping[str, int]
     has_check: bool
     keeps_copies: bool
     cost: float  # of a row, in ns; infinite where it depends on how kernels are cut
 
     @staticmethod
     def of(kernel: Kernel) -> _Facts:
+        accesses = accesses_of(kernel)
         return _Facts(
             kernel,
             frozenset(storages_read(kernel)),
             frozenset(storages_written(kernel)),
-            chunk_local_rows(kernel),
+            chunk_local_rows(kernel, accesses),
+            read_by_every_chunk(kernel, accesses) if kernel.form == "contract" else {},
             has_check(kernel),
             keeps_copies(kernel),
             kernel.cost if isinstance(kernel.cost, int) else inf,
@@ -193,6 +217,7 @@ class _OpenRegion:
         self._read: set[str] = set()
         self._cost = self._copying = 0.0
         self._keeper = ""
+        self._common: dict[str, int] = {}
         self.add(head)
 
     @property
@@ -208,6 +233,7 @@ class _OpenRegion:
         if facts.keeps_copies:
             self._copying += facts.cost
             self._keeper = self._keeper or facts.kernel.name
+        self._common.update(facts.common)
         for storages, known in ((facts.read | facts.written, self._touched), (facts.written, self._written)):
             for storage in storages:
                 rows = facts.rows.get(storage)
@@ -226,6 +252,8 @@ class _OpenRegion:
             return ""
         if keeper := self._keeper_apart(facts):
             return f"{keeper} keeps a copy of its result per chunk"
+        if self._crowds(facts):
+            return f"{kernel.name} reads what would not stay in cache beside what the others read each chunk"
         conflicts = [
             s for s in facts.written if s in self._touched and self._differs(facts, s, self._touched)
         ]
@@ -245,6 +273,15 @@ class _OpenRegion:
         total = self._cost + facts.cost
         copying = self._copying + (facts.cost if facts.keeps_copies else 0)
         return "" if reads_again and inf > COPYING_SHARE * copying >= total else keeper
+
+    def _crowds(self, facts: _Facts) -> bool:
+        """Whether what each chunk reads again, such as weights, would be evicted until the next chunk.
+
+        That takes two that are large: a little more is soon fetched again.
+        """
+        new = sum(size for name, size in facts.common.items() if name not in self._common)
+        old = sum(self._common.values())
+        return min(new, old) > KEPT_BYTES // 8 and new + old > KEPT_BYTES
 
     @staticmethod
     def _differs(facts: _Facts, storage: str, known: Mapping[str, Rows | None]) -> bool:

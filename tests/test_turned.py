@@ -11,6 +11,7 @@ from graphc.codegen.builder import Module
 from graphc.codegen.kernels import emit_kernel
 from graphc.ir.parse_kernels import parse_kernel
 from graphc.ir.rewrite.layout import lies_turned
+from graphc.ir.text_kernels import print_kernels
 from graphc.ir.types import DTYPES, TensorType
 
 
@@ -93,3 +94,27 @@ def test_squares_are_stored_in_whole_vectors() -> None:
     module = Module("x86_64-unknown-linux-gnu", "nounwind")
     emit_kernel(module, parse_kernel(text.replace("tile 8", "tile 4").replace("granule 8", "granule 4")), 256)
     assert "scatter" in module.render()
+
+
+def autoencoder(*, gradient: bool) -> Compiled:
+    """Whose first weight gradient is a product of the fed batch by one that is computed."""
+    gx.seed(6)
+    x = gx.input("x", (gx.dim("B"), 528))
+    first, second = gx.param("v", (64, 528)), gx.param("w", (528, 64))
+    loss = gx.mse((x @ first.T).tanh() @ second.T, x)
+    outputs = {"loss": loss}
+    if gradient:
+        outputs["dv"] = gx.grad(loss, first)
+    return compiled(outputs, loss, gx.optim.SGD(lr=0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("batch", [1, 250])
+def test_what_is_fed_is_not_copied_for_a_weight_gradient(batch: int, gradient: bool) -> None:
+    program = autoencoder(gradient=gradient)
+    text = print_kernels(program.stages.kernels)
+    assert re.search(r"acc1 \+= x\[k, i\] \* tmp", text)
+    assert not re.search(r"tmp\.t\d+\[.*\] = x\[", text)
+    rng = np.random.default_rng(batch)
+    feeds = {"x": rng.normal(size=(batch, 528)).astype("f")}
+    assert compare(program, feeds, TOLERANCE, python=batch < 2) == []

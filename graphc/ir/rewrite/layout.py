@@ -99,6 +99,31 @@ def _runs_down(node: Node, order: str, result: str, operand: Operand) -> bool:
     return large and isinstance(columns, int) and columns >= TURNED_COLUMNS
 
 
+def _is_better_turned(
+    node: Node, letters: list[str], result: str, operands: list[Operand], m: Machine
+) -> bool:
+    """Whether a product is better computed with the axes of its result exchanged, and turned afterwards.
+
+    An operand that the user feeds would have to be copied into panels before its columns can be the lanes'.
+    With the axes exchanged it is read element by element, which needs no alignment and no copy, a line at a
+    time, while the other operand is computed and can be stored in panels at once. That pays where the
+    result is small enough to be turned in the cache, and has few columns then, as each panel of them passes
+    over the whole operand.
+    """
+    type = node.types[0]
+    if len(result) != 2 or any(len(order) != 2 for order in letters) or splits(node):
+        return False
+    (fed, order), (other, others) = zip(operands, letters, strict=True)
+    if result[-1] not in order:
+        (fed, order), (other, others) = (other, others), (fed, order)
+    rows, width = type.shape[0], _panel_width(node, order, fed, m)
+    if not isinstance(rows, int) or not isinstance(type.nbytes, int) or not width:
+        return False
+    is_fed = fed.node.name == "input" and order[-1] == result[-1]
+    is_ready = not _is_leaf(other) and others[-1] == result[0] and rows % width == 0
+    return is_fed and is_ready and width < rows < TURNED_COLUMNS and type.nbytes <= m.cache_bytes[1]
+
+
 def lay_out(graph: Graph, machine: Machine = DEFAULT) -> Graph:
     """Copies an operand of a contraction whose vectors would run across memory into the order they need.
 
@@ -126,6 +151,10 @@ def lay_out(graph: Graph, machine: Machine = DEFAULT) -> Graph:
         if not result or node.types[0].shape[-1] == 1:
             return None
         letters, operands = [left, right], list(inputs)
+        if _is_better_turned(node, letters, result, operands, machine):
+            turned = builder("contract", *inputs, spec=f"{left},{right}->{result[::-1]}")
+            (product,) = rule(builder, turned.node, inputs) or [turned]
+            return [builder.transpose(product, (1, 0))]
         for position in (0, 1):
             order = letters[position]
             if result[-1] not in order:

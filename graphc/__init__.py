@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from graphc import init
+from graphc import sources as _sources  # noqa: F401  (notes when the sources were read)
 from graphc.dsl import Tensor, constant, dim, input, param
 from graphc.errors import (
     DeclarationError,

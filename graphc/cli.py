@@ -149,7 +149,9 @@ def _cache_list(_: argparse.Namespace) -> None:
 
 
 def _cache_summary(parts: Mapping[str, Sequence[str]]) -> str:
-    """The kind and CPU of an entry, and the names of its first kernels."""
+    """The kind and CPU of an entry, and the names of its first kernels, or what a step puts out."""
+    if parts["kind"][1] == "step":
+        return f"step, {parts['cpu'][1]}: {parts['outputs'][1] or 'many outputs'}"
     kernels = [name.split(" ", 2)[2] for name in parts if name.startswith("kernel ")]
     more = f" and {len(kernels) - 4} more" if len(kernels) > 4 else ""
     return f"{parts['kind'][1]}, {parts['cpu'][1]}: {', '.join(kernels[:4]) or 'run time'}{more}"
@@ -167,10 +169,15 @@ def _cache_why(arguments: argparse.Namespace) -> None:
     from graphc.engine import NativeEngine
 
     with cache.without_storing():
-        engine = find(arguments.target).engine
+        executable = find(arguments.target)
+    engine = executable.engine
     if not isinstance(engine, NativeEngine):
         raise UsageError(f"{arguments.target} runs on {engine.name}; only native code is kept")
-    print("\n".join(cache.explain(engine.compiled.parts)))
+    key = executable.cache_key
+    lines = [f"not kept: {key}"] if isinstance(key, str) else cache.explain(key)
+    print("step: " + "\n".join(lines))
+    if engine.compiled.parts is not key:
+        print("kernels: " + "\n".join(cache.explain(engine.compiled.parts)))
 
 
 def find(target: str) -> Executable:

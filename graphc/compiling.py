@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from graphc import settings
+from graphc import settings, step_cache
+from graphc.codegen.cache import Parts, look_up, refuse, usable_directory
 from graphc.dsl import Tensor
 from graphc.engine import Engine, NativeEngine
 from graphc.errors import DeclarationError, ShapeError, UsageError
@@ -19,6 +19,7 @@ from graphc.ir.machine import Machine
 from graphc.request import Backend, Request
 from graphc.sites import call_site, names_options, origins_of
 from graphc.step import Step
+from graphc.step_key import NoKey, step_parts
 
 # The passes are most of the compiler; a step from the cache never loads them.
 if TYPE_CHECKING:
@@ -100,13 +101,21 @@ def _compile_parsed(
         raise UsageError("kernels have no graph to interpret; use the native or the python backend")
     else:
         stages = stages_of_kernels(parsed)
-        step = _step_of(stages, None, stages.graph, backend, target)
+        step = _step_of(stages, None, stages.graph, backend, target, "it was compiled from kernels")
     structure = structure_of(list(step.declared.outputs))
     return Executable(step, structure, backend=backend, target=target, site=call_site())
 
 
 def _step(graph: Graph, request: Request, backend: Backend, target: Any, check: str | None) -> Step:
-    """The step that the passes make of a declared graph."""
+    """The step of a declared graph: from the cache, or as the passes make it."""
+    key = _key(graph, request, backend, target, check)
+    if not isinstance(key, str):
+        found = look_up(key)
+        if found is not None:
+            try:
+                return step_cache.restored(found, graph, request, target, call_site())
+            except ValueError as why:
+                refuse(key, why)
     from graphc.codegen.background import beside
     from graphc.codegen.threads import load as load_pool
     from graphc.pipeline import run_passes
@@ -119,26 +128,47 @@ def _step(graph: Graph, request: Request, backend: Backend, target: Any, check: 
         # LLVM has nothing to do while the passes run, and the step will run on the pool.
         with beside(load_pool):
             stages, plan = run_passes(graph, request, check)
-    return _step_of(stages, plan, graph, backend, target)
+    return _step_of(stages, plan, graph, backend, target, key)
+
+
+def _key(graph: Graph, request: Request, backend: Backend, target: Any, check: str | None) -> Parts | str:
+    """The parts of a step's key in the cache, or why it is not looked up and not kept."""
+    if backend != "native":
+        return "only native code is kept"
+    if check is not None:
+        return f"check={check!r} runs the passes"
+    if usable_directory() is None:
+        return "the cache is switched off or its directory is not usable"
+    try:
+        return step_parts(graph, request, target)
+    except NoKey as why:
+        return str(why)
 
 
 def _step_of(
-    stages: CompiledStages, plan: OptimizerPlan | None, declared: Graph, backend: Backend, target: Any
+    stages: CompiledStages,
+    plan: OptimizerPlan | None,
+    declared: Graph,
+    backend: Backend,
+    target: Any,
+    key: Parts | str,
 ) -> Step:
-    make_engine = partial(_make_engine, stages, backend, target)
-    return Step(interface_of(stages, plan), plan, declared, make_engine, lambda: stages, stages)
+    """The step that the passes have made. Its engine is made with the state laid out before, or while LLVM
+    compiles the kernels; a step with a key is then kept."""
 
+    def make_engine(lay_out: Callable[[], None]) -> Engine:
+        if backend == "native":
+            engine = NativeEngine(stages.program, target, meanwhile=lay_out)
+            if not isinstance(key, str):
+                step_cache.keep(step, engine, key)
+            return engine
+        lay_out()
+        from graphc.interpreters import NumpyEngine, PythonEngine
 
-def _make_engine(
-    stages: CompiledStages, backend: Backend, target: Any, lay_out: Callable[[], None]
-) -> Engine:
-    """The engine of a backend, state being laid out before it, or while LLVM compiles its kernels."""
-    if backend == "native":
-        return NativeEngine(stages.program, target, meanwhile=lay_out)
-    lay_out()
-    from graphc.interpreters import NumpyEngine, PythonEngine
+        return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)
 
-    return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)
+    step = Step(interface_of(stages, plan), plan, declared, make_engine, lambda: stages, stages, key)
+    return step
 
 
 def set_num_threads(count: int) -> None:

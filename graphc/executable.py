@@ -95,7 +95,9 @@ class Executable:
         self.gradient_outputs = self._state.gradient_outputs
         """Where a run writes gradients, by the labels of these outputs."""
         self._guard = StepGuard(self._state, step.plan)
-        self.feed_plan = FeedPlan(interface.inputs, interface.guards, interface.extents, self._guard.written)
+        self.feed_plan = FeedPlan(
+            interface.inputs, interface.guards, interface.extents, self._guard.written, step.located_guards
+        )
         self._types = interface.outputs
         loss = self._types.get(LOSS_LABEL)
         # What a run with `out=` computes besides what the user asked for goes where nobody looks.
@@ -409,6 +411,11 @@ class Executable:
     def ir(self) -> CompiledStages:
         """The IR of every stage, as data. The passes of a step from the cache run when this is first read."""
         return self._step.all_stages
+
+    @property
+    def cache_key(self) -> Mapping[str, str] | str:
+        """The parts of the step's key in the cache, or why it is not kept there."""
+        return self._step.key
 
     @property
     def engine(self) -> Engine:

@@ -8,7 +8,7 @@ made before anything runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class FeedPlan:
     """Knows the inputs of a network, and checks feeds against them.
 
     `guards` are equalities of extents that only a run can confirm; `protected` are the (first, end)
-    addresses that a run writes to: a feed that lies there is copied.
+    addresses that a run writes to: a feed that lies there is copied. `located` gives the guards with the
+    lines that ask for them, where they came without.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class FeedPlan:
         guards: Sequence[Guard] = (),
         extents: Sequence[Extent] = (),
         protected: Sequence[tuple[int, int]] = (),
+        located: Callable[[], Sequence[Guard]] = lambda: (),
     ) -> None:
         self.inputs = dict(inputs)
         self._dtypes = {name: node.types[0].dtype for name, node in inputs.items()}
         self._numpy = {name: dtype.numpy for name, dtype in self._dtypes.items()}
         self._guards = tuple(guards)
+        self._located = located
         self._extents = tuple(extents)
         self._protected = tuple(protected)
         self._bound: dict[tuple[tuple[int, ...], ...], dict[str, int]] = {}
@@ -97,7 +100,11 @@ class FeedPlan:
 
     def _bind(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         bindings = bind_dims(self.inputs, arrays)
-        check_guards(self._guards, bindings)
+        try:
+            check_guards(self._guards, bindings)
+        except ShapeError as error:
+            check_guards(self._located(), bindings)
+            raise error from None
         for extent in self._extents:
             value = evaluate(extent, bindings)
             if value < 0:

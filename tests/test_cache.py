@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import cli, emission, settings
+from graphc import cli, emission, settings, sources
 from graphc.codegen import cache
 from graphc.codegen.target import host_target
 
@@ -125,7 +126,7 @@ def test_an_edit_of_the_emitter_while_it_runs_is_never_cached_as_the_new_one(mon
     cache.emitter_digest.cache_clear()
     assert cache.emitter_digest() == trusted
     cache.emitter_digest.cache_clear()
-    monkeypatch.setattr(cache, "_IMPORTED", 0.0)  # every source is younger than the code that runs
+    monkeypatch.setattr(sources, "_IMPORTED", 0.0)  # every source is younger than the code that runs
     assert cache.emitter_digest() != trusted
     cache.emitter_digest.cache_clear()
 
@@ -475,18 +476,23 @@ def test_why_names_the_part_that_changed_and_leaves_no_trace(tmp_path, capsys, m
         assert cli.main(["cache", "why", f"{path}:y"]) == 0
         return capsys.readouterr().out
 
-    assert why() == "miss: the cache is empty\n"
-    assert why() == "miss: the cache is empty\n"
+    empty = "step: miss: the cache is empty\nkernels: miss: the cache is empty\n"
+    assert why() == empty
+    assert why() == empty
     cli.find(f"{path}:y")  # compiles the tensor
-    assert why().startswith("hit: ")
+    assert why().startswith("step: hit: ")
     path.write_text(textwrap.dedent(SOURCE).replace("WIDTH", "4"))
-    lines = why().splitlines()
-    assert lines[0].startswith("miss: the nearest entry") and all(" kernel " in line for line in lines[1:])
+    printed = why()
+    of_step, of_kernels = (part.splitlines() for part in printed.split("kernels: "))
+    assert of_step[0].startswith("step: miss: the nearest entry")
+    assert {line.split(":")[0].strip() for line in of_step[1:]} == {"parameters", "nodes"}
+    assert of_kernels[0].startswith("miss: the nearest entry")
+    assert of_kernels[1:] and all(" kernel " in line for line in of_kernels[1:])
     path.write_text(textwrap.dedent(SOURCE).replace("WIDTH", "3"))
     with monkeypatch.context() as patched:
         patched.setattr(cache, "llvm_version", lambda: "llvmlite 0, LLVM 0")
         lines = why().splitlines()
-    assert len(lines) == 2 and lines[1].endswith("-> llvmlite 0, LLVM 0")
+    assert len(lines) == 4 and all(line.endswith("-> llvmlite 0, LLVM 0") for line in lines[1::2])
     assert cli.main(["cache", "why", f"{path}:slow"]) == 1
     assert "runs on numpy" in capsys.readouterr().err
 
@@ -569,8 +575,10 @@ def test_eight_processes_compile_the_same_and_different_programs(directory):
         printed, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0 and printed == "done\n", errors
         assert errors == ""
-    # The pool's module, widths 3, 4 and 5 that all share, and two of each worker's own.
-    assert len(cache.entries()) == 1 + 3 + 2 * 8
+    # Widths 3, 4 and 5 that all share, and two of each worker's own.
+    kinds = Counter(cache.header_of(entry.path)["parts"]["kind"][1] for entry in cache.entries())
+    assert kinds.keys() == {"step", "kernels", "LLVM text"}
+    assert kinds["step"] == kinds["kernels"] == 3 + 2 * 8
     assert not list(directory.glob(".tmp-*"))
 
 

@@ -27,6 +27,7 @@ CODEGEN_MAY_IMPORT = (
     "graphc.errors",
     "graphc.records",
     "graphc.settings",
+    "graphc.sources",
     "graphc.ir.types",
     "graphc.ir.addresses",
     "graphc.ir.locks",

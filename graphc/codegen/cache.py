@@ -34,6 +34,7 @@ from graphc import settings
 from graphc.codegen.jit import CODEGEN_OPTIONS, compile_object, llvm_version
 from graphc.codegen.target import Target
 from graphc.records import dataclass
+from graphc.sources import digest_of, sources_in
 
 MAGIC = b"graphc\r\x01"
 """The last byte is the version of the format; text-mode transfers damage the byte before it."""
@@ -57,8 +58,7 @@ _PRIVATE = 0o700
 
 _log = logging.getLogger(__name__)
 _storing = True
-_IMPORTED = time.time()
-_KERNEL_SOURCES = ("types.py", "scalar.py", "kernels.py", "text_kernels.py", "literals.py")
+_KERNEL_SOURCES = ("ir/types.py", "ir/scalar.py", "ir/kernels.py", "ir/text_kernels.py", "ir/literals.py")
 """What emission reads of graphc/ir, and the text form that stands for a kernel in keys."""
 
 Parts = Mapping[str, str]
@@ -102,9 +102,18 @@ def cached(parts: Parts, make: Make) -> Cached:
 
     `parts` must name everything that `make` depends on; content is JSON. Raises only what `make` raises.
     """
+    found = look_up(parts)
+    if found is None:
+        found = Cached(*make(), False, parts)
+        keep(found)
+    return found
+
+
+def look_up(parts: Parts) -> Cached | None:
+    """What is stored under a key, if anything is."""
     directory = usable_directory()
     if directory is None:
-        return Cached(*make(), False, parts)
+        return None
     path = directory / (key_of(parts) + SUFFIX)
     try:
         content, object_bytes = _read(path, parts)
@@ -112,15 +121,30 @@ def cached(parts: Parts, make: Make) -> Cached:
     except FileNotFoundError:
         pass
     except Refused as refusal:
-        _log.warning("cache file %s is deleted and compiled again: %s", path, refusal)
-        with suppress(OSError):
-            path.unlink()
+        _delete(path, refusal)
     except OSError as error:
         _log.warning("cache file %s is not used: %s", path, error)
-    object_bytes, content = make()
-    if _storing:
-        _store(path, parts, content, object_bytes)
-    return Cached(object_bytes, content, False, parts)
+    return None
+
+
+def keep(made: Cached) -> None:
+    """Stores what was made under its key, if it can be."""
+    directory = usable_directory()
+    if directory is not None and _storing:
+        _store(directory / (key_of(made.parts) + SUFFIX), made.parts, made.content, made.object_bytes)
+
+
+def refuse(parts: Parts, why: object) -> None:
+    """Deletes an entry that was whole, and yet not what its reader can use."""
+    directory = usable_directory()
+    if directory is not None:
+        _delete(directory / (key_of(parts) + SUFFIX), why)
+
+
+def _delete(path: Path, why: object) -> None:
+    _log.warning("cache file %s is deleted and compiled again: %s", path, why)
+    with suppress(OSError):
+        path.unlink()
 
 
 def machine_parts(target: Target) -> dict[str, str]:
@@ -138,23 +162,8 @@ def machine_parts(target: Target) -> dict[str, str]:
 
 @cache
 def emitter_digest() -> str:
-    """SHA-256 over the sources that turn kernels into LLVM text: any edit of them makes other keys.
-
-    Sources that changed since this module was imported are not those that run (and some installations have
-    none to read): then it is a random number, and keys are good for this process only.
-    """
-    package = Path(__file__).parent.parent
-    files = [package / "__init__.py", *sorted((package / "codegen").rglob("*.py"))]
-    digest = hashlib.sha256()
-    try:
-        for file in [*files, *(package / "ir" / name for name in _KERNEL_SOURCES)]:
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
-            if file.stat().st_mtime > _IMPORTED:
-                return os.urandom(32).hex()
-    except OSError:
-        return os.urandom(32).hex()
-    return digest.hexdigest()
+    """SHA-256 over the sources that turn kernels into LLVM text: any edit of them makes other keys."""
+    return digest_of(["__init__.py", *sources_in("codegen/"), *_KERNEL_SOURCES])
 
 
 def key_of(parts: Parts) -> str:
@@ -406,14 +415,15 @@ def explain(parts: Parts) -> list[str]:
         return [f"miss: {path} is not sound: {error}"]
     own = _described(parts)
     nearest: tuple[int, dict[str, Any], Path] | None = None
-    for entry in reversed(entries(directory)):  # of equally near ones the one used last
+    found = entries(directory)
+    for entry in reversed(found):  # of equally near ones the one used last
         header = header_of(entry.path)
-        if header is not None:
+        if header is not None and header["parts"].get("kind") == own.get("kind"):
             distance = len(_differences(own, header["parts"]))
             if nearest is None or distance < nearest[0]:
                 nearest = distance, header["parts"], entry.path
     if nearest is None:
-        return ["miss: the cache is empty"]
+        return ["miss: the cache is empty" if not found else "miss: no entry is of this kind"]
     _, other, path = nearest
     return [f"miss: the nearest entry is {path.name}, and differs in", *_differences(own, other)]
 

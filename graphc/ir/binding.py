@@ -12,6 +12,9 @@ from graphc.ir.graph import Graph, Node
 from graphc.ir.ops.base import Array
 from graphc.ir.types import Extent, Guard, SymbolicExtent, TensorType, collect_guards, dims_of, evaluate
 
+DECLARED_AT = " (declared at "
+"""What stands between an error and the lines that it names."""
+
 
 def bind_dims(graph_inputs: Mapping[str, Node], feeds: Mapping[str, Any]) -> dict[str, int]:
     """The values of dims that feeds of these shapes imply.
@@ -64,7 +67,7 @@ def _misfit(
 def declared_at(graph: Graph, node: Node) -> str:
     """ " (declared at file.py:12)", as errors end, where the user's line is known; else ""."""
     sites = " and ".join(sorted(graph.origin(node).sites))
-    return f" (declared at {sites})" if sites else ""
+    return f"{DECLARED_AT}{sites})" if sites else ""
 
 
 def require_bound_dims(graph: Graph) -> None:

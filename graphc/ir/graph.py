@@ -123,13 +123,16 @@ class ConstantData:
 
     array: np.ndarray[Any, Any] = field(compare=False, hash=False)
     digest: str = field(init=False)
+    full_digest: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         array = np.ascontiguousarray(self.array).reshape(np.shape(self.array)).copy()
         array.setflags(write=False)
         object.__setattr__(self, "array", array)
         head = f"{array.dtype.str}{array.shape}".encode()
-        object.__setattr__(self, "digest", hashlib.sha256(head + array.tobytes()).hexdigest()[:16])
+        digest = hashlib.sha256(head + array.tobytes()).hexdigest()
+        object.__setattr__(self, "digest", digest[:16])
+        object.__setattr__(self, "full_digest", digest)
 
 
 class Operand(NamedTuple):

@@ -1,4 +1,4 @@
-"""Puts real dumps and real output into README.md and docs/*.md, and writes docs/api.md.
+"""Puts real dumps and real output into README.md and docs/*.md, and writes docs/api.md and docs/rooms.md.
 
     python docs/refresh.py
 
@@ -17,6 +17,7 @@ tests/test_docs.py fails where a document is not what this script would write.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
@@ -160,12 +161,27 @@ def api() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def rooms() -> str:
+    """docs/rooms.md: every file of the package with the first paragraph of its docstring."""
+    parts = ["# Every file\n\nWritten by docs/refresh.py from the docstrings; [the tour](architecture.md).\n"]
+    for folder in sorted(path.parent for path in (ROOT / "graphc").rglob("__init__.py")):
+        rows = []
+        for path in sorted(folder.glob("*.py")):
+            documentation = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            what = " ".join(documentation.partition("\n\n")[0].split()).replace("|", "\\|")
+            rows += [f"| `{path.name}` | {what} |"] if what else []
+        name = folder.relative_to(ROOT).as_posix()
+        parts.append("\n".join([f"## {name}/\n", "| file | what |", "|---|---|", *rows]) + "\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
 def documents() -> dict[str, str]:
     """What every document should say, by path from the root."""
     kept = Path.cwd()
     os.chdir(ROOT)
     try:
-        return {**{document: refreshed(document) for document in DOCUMENTS}, "docs/api.md": api()}
+        filled = {document: refreshed(document) for document in DOCUMENTS}
+        return {**filled, "docs/api.md": api(), "docs/rooms.md": rooms()}
     finally:
         os.chdir(kept)
 

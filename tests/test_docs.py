@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ("graphc", "tests", "docs", "benchmarks", "examples")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def documents():
         sys.path.pop(0)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "docs/api.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "docs/api.md", "docs/rooms.md"])
 def test_what_is_shown_is_what_is_printed(documents, path):
     assert (ROOT / path).read_text(encoding="utf-8") == documents[path], "run: make docs"
 
@@ -38,3 +39,10 @@ def test_links_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md")))
+def test_files_that_are_named_exist(path):
+    files = [p.relative_to(ROOT).as_posix() for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", (ROOT / path).read_text(encoding="utf-8")):
+        assert any(f"/{file}".endswith(f"/{name}") for file in files), name

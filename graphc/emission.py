@@ -41,10 +41,15 @@ def emit_program(program: Program, target: Target) -> tuple[tuple[EmittedKernel,
 
 
 def emit_modules(
-    program: Program, target: Target, take: Callable[[str], None], characters: float = FIRST_CHARACTERS
+    program: Program,
+    target: Target,
+    take: Callable[[str], None],
+    characters: float = FIRST_CHARACTERS,
+    codes: Sequence[str] = (),
 ) -> tuple[EmittedKernel, ...]:
     """The kernels of a program as one LLVM module or more: `take` is given each text once it is complete, the
-    first with about so many characters. Returns what each kernel became."""
+    first with about so many characters. Returns what each kernel became. `codes` are the `code_text` of each
+    kernel, if they are known."""
     # The emitter takes 20 ms to load, and code from the cache never needs it.
     from graphc.codegen.builder import Module
     from graphc.codegen.kernels import emit_kernel
@@ -52,7 +57,7 @@ def emit_modules(
 
     new_module = partial(Module, target.triple, target.function_attributes, has_rounding=target.has_rounding)
     module = new_module()
-    codes = [code_text(kernel) for kernel in program.kernels]
+    codes = codes or [code_text(kernel) for kernel in program.kernels]
     different = dict(zip(codes, program.kernels, strict=True))
     forms = shared_forms(list(different.values()), list(different), code_text, target.vector_bits)
     functions: dict[int, EmittedKernel] = {}
@@ -93,6 +98,7 @@ def compile_program(
 
     `meanwhile` is called once: while LLVM works, if it has to.
     """
+    codes = [code_text(kernel) for kernel in program.kernels]
     is_done = False
 
     def make() -> tuple[bytes, list[list[object]]]:
@@ -100,14 +106,14 @@ def compile_program(
 
         nonlocal is_done
         with ObjectThread(target) as thread:
-            emitted = emit_modules(program, target, thread.add)
+            emitted = emit_modules(program, target, thread.add, codes=codes)
             meanwhile()
             is_done = True
             objects = thread.objects()
         content: list[list[object]] = [[e.symbol, *map(str, e.extents)] for e in emitted]
         return bundled(objects), content
 
-    found = cached(program_parts(program.kernels, target), make)
+    found = cached(program_parts(program.kernels, target, codes), make)
     if not is_done:
         meanwhile()
     emitted = tuple(
@@ -116,9 +122,9 @@ def compile_program(
     return CompiledProgram(found.object_bytes, emitted, found.parts, found.hit)
 
 
-def program_parts(kernels: Sequence[Kernel], target: Target) -> dict[str, str]:
-    """The cache key of kernels compiled together: machine, emitter, and the code of each kernel."""
+def program_parts(kernels: Sequence[Kernel], target: Target, codes: Sequence[str]) -> dict[str, str]:
+    """The cache key of kernels compiled together: machine, emitter, and the code of each kernel (`codes`)."""
     parts = {"kind": "kernels", **machine_parts(target), "emitter": emitter_digest()}
-    for position, kernel in enumerate(kernels):
-        parts[f"kernel {position} {kernel.name}"] = code_text(kernel)
+    for position, (kernel, code) in enumerate(zip(kernels, codes, strict=True)):
+        parts[f"kernel {position} {kernel.name}"] = code
     return parts

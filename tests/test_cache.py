@@ -101,7 +101,7 @@ def test_each_property_of_the_target_is_part_of_the_key(field, value):
 
 def test_versions_options_and_emitter_are_parts_of_the_key(monkeypatch):
     def key():
-        return cache.key_of(emission.program_parts((), host_target()))
+        return cache.key_of(emission.program_parts((), host_target(), ()))
 
     keys = {key()}
     with monkeypatch.context() as patched:

@@ -9,7 +9,8 @@ that a register tile takes within an inner loop, where they are displacements of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 
@@ -25,6 +26,7 @@ from graphc.ir.kernels import (
     Temp,
     exprs_of,
     walk_expr,
+    walk_stmts,
 )
 from graphc.ir.types import Extent, TensorType, dim, divides
 
@@ -47,13 +49,16 @@ def shared_forms(
     prefix = "shared"
     while any(f"{prefix}." in text for text in texts):  # a dim of that name
         prefix += "_"
+    outlines = [_outline(kernel) for kernel in kernels]
+    alike = Counter(outlines)
     groups: dict[str, list[int]] = {}
-    values: list[list[tuple[Extent, bool]]] = []
+    values: dict[int, list[tuple[Extent, bool]]] = {}
     for number, kernel in enumerate(kernels):
-        found: list[tuple[Extent, bool]] = []
-        blank = _changed(kernel, vector_bits, _blanking(found, prefix))
-        groups.setdefault(text_of(blank), []).append(number)
-        values.append(found)
+        if alike[outlines[number]] > 1:
+            found: list[tuple[Extent, bool]] = []
+            blank = _changed(kernel, vector_bits, _blanking(found, prefix))
+            groups.setdefault(text_of(blank), []).append(number)
+            values[number] = found
     forms: list[Form] = [(kernel, {}) for kernel in kernels]
     for members in groups.values():
         if len(members) > 1:
@@ -68,6 +73,11 @@ def shared_forms(
                 bindings = {name: column[position] for column, name in named.items()}
                 forms[member] = form, bindings
     return forms
+
+
+def _outline(kernel: Kernel) -> Hashable:
+    """What kernels that share a form have in common, and is had sooner than their text without extents."""
+    return kernel.form, len(kernel.buffers), tuple(map(type, walk_stmts(kernel.body)))
 
 
 def _blanking(found: list[tuple[Extent, bool]], prefix: str) -> Change:

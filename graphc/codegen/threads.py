@@ -305,7 +305,7 @@ class _Libc:
         }
         for name in (
             "syscall", "pthread_create", "pthread_sigmask", "pthread_mutex_lock", "pthread_mutex_unlock",
-            "pthread_cond_wait", "pthread_cond_broadcast",
+            "pthread_cond_wait", "pthread_cond_broadcast", "sched_yield",
         ):  # fmt: skip
             addresses[name] = ctypes.cast(getattr(self._functions, name), ctypes.c_void_p).value or 0
         for name, address in addresses.items():

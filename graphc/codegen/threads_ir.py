@@ -30,6 +30,8 @@ FIELD_BITS = 21
 MAX_CHUNKS_PER_TICKET = 1 << 20
 NO_CHUNK = -1  # as unsigned, above every chunk
 
+YIELD_PAUSES = 1 << 8
+"""A waiting thread yields its CPU whenever so many pauses, about 6 us, have passed: a power of two."""
 SLOT_BYTES = 64
 _LINE = 128  # adjacent-line prefetch makes two 64-byte lines one unit of contention
 
@@ -59,6 +61,7 @@ POOL_OFFSETS: dict[str, int] = {
     "pthread_mutex_unlock": 5 * _LINE + 96,
     "pthread_cond_wait": 5 * _LINE + 104,
     "pthread_cond_broadcast": 5 * _LINE + 112,
+    "sched_yield": 5 * _LINE + 120,
     "slots": 6 * _LINE,
 }
 SLOT_OFFSETS: dict[str, int] = {
@@ -218,7 +221,7 @@ wait_more:
   br i1 %spent, label %sleep, label %pause
 pause:
   %fewer = sub i64 %pauses, 1
-  call void <PAUSE>
+  call void @gx_pause(ptr %pool, i64 %fewer)
   br label %wait
 sleep:
   %announced = atomicrmw xchg ptr %target, i64 %theirs seq_cst, align 8           ; step: announce
@@ -317,7 +320,7 @@ idle:
   br i1 %spent, label %park, label %pause
 pause:
   %fewer = sub i64 %pauses, 1
-  call void <PAUSE>
+  call void @gx_pause(ptr %pool, i64 %fewer)
   br label %look
 work:
   %own = call i64 @gx_take(ptr %pool, ptr %slot, i64 %worker)
@@ -345,6 +348,23 @@ sleep:
   call void @gx_sleep(ptr %pool, ptr %wake_word, i64 %word)                       ; step: sleep_worker
   br label %fresh
 out:
+  ret void
+}
+
+; A moment of waiting. Now and then the CPU is offered to whoever wants it: where other programs leave this
+; one fewer CPUs than it has threads, the thread that is waited for may be waiting for this very CPU.
+define private void @gx_pause(ptr %pool, i64 %left) nounwind alwaysinline {
+entry:
+  %within = and i64 %left, <YIELD_MASK>
+  %now = icmp eq i64 %within, 0
+  br i1 %now, label %offer, label %rest
+offer:
+  @pool sched_yield@y
+  %yield = load ptr, ptr %y, align 8
+  %r = call i32 %yield()
+  ret void
+rest:
+  call void <PAUSE>
   ret void
 }
 
@@ -436,6 +456,7 @@ def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
         "GENERATION_SHIFT": 2 * FIELD_BITS,
         "MAX_CHUNKS": MAX_CHUNKS_PER_TICKET,
         "NO_CHUNK": NO_CHUNK,
+        "YIELD_MASK": YIELD_PAUSES - 1,
         "MAX_THREADS": MAX_THREADS,
         "SLOT_BYTES": SLOT_BYTES,
         "slots": POOL_OFFSETS["slots"],

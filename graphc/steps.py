@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -44,6 +45,10 @@ GATHER_BYTES = 1 << 16
 """Copying so much takes about 10 us, the least work that a chunk is worth."""
 AHEAD_BYTES = 1 << 12
 """While a row is copied, the row so many bytes later in the batch is prefetched."""
+
+
+_SPANS: WeakKeyDictionary[NativeEngine, dict[int, int]] = WeakKeyDictionary()
+"""By the size of batches: steps of the next span. The next training goes on where the last one was."""
 
 
 class Rows(NamedTuple):
@@ -131,7 +136,7 @@ class StepLoop:
         self._plan = executable.feed_plan
         self._memory: dict[tuple[str, int], Array] = {}
         self._converted: dict[str, Array] = {}
-        self._span = 1  # steps of the next span
+        self._spans = _SPANS.setdefault(engine, {})
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -192,11 +197,12 @@ class StepLoop:
         if whole:
             layout = self._layout(epoch, batch_size)
         while done < whole:
-            steps = min(self._span, whole - done)
+            span = self._spans.get(batch_size, 1)
+            steps = min(span, whole - done)
             start = time.perf_counter()
             figures, ran = self._run(layout, epoch, done * batch_size, steps)
             per_step = (time.perf_counter() - start) / ran
-            self._span = max(min(int(SPAN_SECONDS / per_step), max(self._span, steps * GROWTH)), 1)
+            self._spans[batch_size] = max(min(int(SPAN_SECONDS / per_step), max(span, steps * GROWTH)), 1)
             done += ran
             yield figures, batch_size, ran
         if rest:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphc import settings, step_cache
 from graphc.codegen.cache import Parts, look_up, refuse, usable_directory
+from graphc.collector import paused_collector
 from graphc.dsl import Tensor
 from graphc.engine import Engine, NativeEngine
 from graphc.errors import DeclarationError, ShapeError, UsageError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 @names_options
+@paused_collector()
 def compile(
     outputs: Any,
     *,

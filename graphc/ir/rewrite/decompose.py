@@ -9,7 +9,7 @@ import numpy as np
 from graphc.ir.graph import Graph, GraphBuilder, Node, Operand
 from graphc.ir.ops.reduce import spread
 from graphc.ir.rebuild import rebuild
-from graphc.ir.types import bool_, int64
+from graphc.ir.types import int64
 
 _NOWHERE = int(np.iinfo(np.int64).max)
 
@@ -51,10 +51,4 @@ def _position(b: GraphBuilder, x: Operand, axis: int, name: str) -> Operand:
     if x.dtype.is_float:
         chosen = b("logical_or", chosen, b("ne", x, x))
     index = b("iota", axis=axis, dtype=int64, shape=x.shape)
-    found = b("reduce_min", b("select", chosen, index, b.full_like(_NOWHERE, index)), axes=(axis,))
-    if isinstance(x.shape[axis], int):
-        return found
-    # The position in an axis that turns out to be empty is 0.
-    is_empty = b("eq", found, b.full_like(_NOWHERE, found))
-    assert is_empty.dtype == bool_
-    return b("select", is_empty, b.full_like(0, found), found)
+    return b("reduce_min", b("select", chosen, index, b.full_like(_NOWHERE, index)), axes=(axis,))

@@ -40,6 +40,7 @@ from graphc.ir.rewrite.recognise_losses import recognise_losses
 from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
+from graphc.ir.strips import own_strips
 from graphc.ir.verify import verify_graph, verify_kernels
 from graphc.records import dataclass
 from graphc.request import Request
@@ -89,6 +90,7 @@ def passes(request: Request, derived: Derived) -> tuple[Pass, ...]:
         Pass("share_expressions", "kernels", share_expressions),
         Pass("schedule", "kernels", lambda program: schedule(program, request.machine)),
         Pass("own_panels", "kernels", lambda program: own_panels(program, request.machine)),
+        Pass("own_strips", "kernels", lambda program: own_strips(program, request.machine)),
     )
 
 

@@ -25,6 +25,8 @@ class Place:
     # For a local array: the row axes it was declared under, and the elements from one row's to the next.
     axes: tuple[str, ...] = ()
     row_stride: int = 0
+    # For a local array of its own for each lane: how many lanes run together. Its elements lie lane by lane.
+    lanes: int = 1
 
     @property
     def is_local(self) -> bool:
@@ -39,11 +41,12 @@ class Linear:
     offset: Extent
 
 
-def linearise(index: Index, shape: Shape) -> Linear:
-    """The place of `index` in a contiguous array of this shape."""
+def linearise(index: Index, place: Place) -> Linear:
+    """Where `index` lies in an array, counted in elements."""
     flat = Affine()
-    for affine, stride in zip(index, contiguous_strides(shape), strict=True):
+    for affine, stride in zip(index, contiguous_strides(place.shape), strict=True):
         flat = flat + affine.scale(stride)
+    flat = flat.scale(place.lanes)
     return Linear(flat.terms, flat.offset)
 
 

@@ -262,7 +262,7 @@ class KernelEmitter(Loops):
         place = self.places[stmt.target]
         value = self.evaluate(stmt.expr)
         guard = self.evaluate(stmt.guard) if stmt.guard is not None else None
-        linear = linearise(stmt.index, place.shape)
+        linear = linearise(stmt.index, place)
         own = self.axes_of(frozenset(name for name, _ in linear.terms)) | set(place.axes)
         names = own | set(value.axes) | (set(guard.axes) if guard else set())
         if not stmt.combine and not names <= own | ({a.name for a in self.axes.values() if not a.is_tiled}):

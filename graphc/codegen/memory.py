@@ -34,7 +34,7 @@ class Memory(Addressing):
         Iterations that lie next to each other ask once per line, for the last element that may lie in it:
         where arrays begin within a line, the line of the first one came with the iterations before.
         """
-        linear = linearise(index, place.shape)
+        linear = linearise(index, place)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
         coefficients = dict(linear.terms)
         near = next((axis for axis in axes if coefficients[axis.name] == 1 and not once), None)
@@ -59,10 +59,12 @@ class Memory(Addressing):
 
     # ------------------------------------------------------------------------------- loads and stores
 
-    def is_vector_access(self, linear: Linear, key: dict[str, int], axis: Axis | None) -> bool:
+    def is_vector_access(self, place: Place, linear: Linear, key: dict[str, int], axis: Axis | None) -> bool:
         """Whether the lanes of the vector axis touch different elements."""
         if axis is None:
             return False
+        if place.lanes > 1:
+            return True
         if dict(linear.terms).get(axis.name, 0) != 0:
             return True
         return any(
@@ -77,7 +79,7 @@ class Memory(Addressing):
         return self.f.binary("and", tail, self.f.splat(guard, tail.type.lanes))
 
     def load_tile(self, place: Place, index: Index, guard: Tile | None, fill: float | int | bool) -> Tile:
-        linear = linearise(index, place.shape)
+        linear = linearise(index, place)
         names = self.axes_of(frozenset(name for name, _ in linear.terms)) | set(place.axes)
         if guard is not None:
             names |= set(guard.axes)
@@ -168,14 +170,14 @@ class Memory(Addressing):
     ) -> Value:
         f, axis = self.f, self.vector_axis()
         address = self.address(place, linear, key)
-        wide = self.is_vector_access(linear, key, axis) or (guard is not None and guard.type.lanes > 1)
+        wide = self.is_vector_access(place, linear, key, axis) or (guard is not None and guard.type.lanes > 1)
         if not wide:
             value = self._scalar_load(address, memory_type(place.dtype), guard, fill)
             return self.from_memory(value, place.dtype)
         assert axis is not None
         type = memory_type(place.dtype, axis.lanes)
         mask = self.mask_of(axis, key, guard)
-        offsets = self.lane_offsets(linear, key, axis)
+        offsets = self.offsets_in(place, linear, key, axis)
         if offsets is None and place.is_local and guard is None:
             mask = None  # local arrays are padded: a whole vector may be read from any of their elements
         if mask is not None:
@@ -215,7 +217,7 @@ class Memory(Addressing):
         """Stores one item; `combine` accumulates into memory. Lanes that share an address are combined."""
         f, axis = self.f, self.vector_axis()
         address = self.address(place, linear, key)
-        if not self.is_vector_access(linear, key, axis):
+        if not self.is_vector_access(place, linear, key, axis):
             if axis is not None and axis.name in key and combine:
                 value = self._reduced(value, axis, key, guard, combine, place.dtype)
                 guard = None
@@ -225,7 +227,7 @@ class Memory(Addressing):
         type = memory_type(place.dtype, axis.lanes)
         value = f.splat(value, axis.lanes)
         mask = self.mask_of(axis, key, guard)
-        offsets = self.lane_offsets(linear, key, axis)
+        offsets = self.offsets_in(place, linear, key, axis)
         if guard is None and self._ends_in_padding(place, linear, axis):
             mask = None
         if mask is not None:
@@ -267,6 +269,14 @@ class Memory(Addressing):
             self.f.store(part, place)
             first += lanes
 
+    def offsets_in(self, place: Place, linear: Linear, key: dict[str, int], axis: Axis) -> Value | None:
+        """`lane_offsets`, or None for an array of each lane's own."""
+        if place.lanes == 1:
+            return self.lane_offsets(linear, key, axis)
+        if any(name == axis.name or name in self.scalars for name, _ in linear.terms):
+            raise LoweringError(f"the local array {place.name} is read at another place in each of its lanes")
+        return None
+
     def is_aligned(self, place: Place, linear: Linear, axis: Axis) -> bool:
         """Whether whole vectors are stored, at multiples of a vector from the place's first element on."""
         rest = [linear.offset, *(coefficient for name, coefficient in linear.terms if name != axis.name)]
@@ -274,9 +284,10 @@ class Memory(Addressing):
         return whole and place.dtype.itemsize * axis.lanes == self.vector_bytes
 
     def _ends_in_padding(self, place: Place, linear: Linear, axis: Axis) -> bool:
-        """Whether the lanes of a tail that do not exist fall behind the last element of a local array: the
-        access runs along all of it. In an array of rows they would fall on the next row."""
-        return place.is_local and place.shape == (axis.extent,) and linear == Linear(((axis.name, 1),), 0)
+        """Whether the lanes of a tail that do not exist have room in a local array: it is each lane's own, or
+        the access runs along all of it, to its end. In an array of rows they would fall on the next row."""
+        along_all = place.shape == (axis.extent,) and linear == Linear(((axis.name, 1),), 0)
+        return place.lanes > 1 or (place.is_local and along_all)
 
     def _reduced(
         self, value: Value, axis: Axis, key: dict[str, int], guard: Value | None, combine: str, dtype: DType
@@ -308,13 +319,17 @@ class Memory(Addressing):
         return self.f.convert("zext", value, memory_type(dtype, value.type.lanes)) if dtype.is_bool else value
 
     def local_place(self, name: str, dtype: DType, shape: Shape) -> Place:
-        """Stack space for a local array: one per unrolled row, padded to whole vectors."""
-        if self.vector_axis() is not None:
-            raise LoweringError(f"the local array {name} would have to be private to each lane")
+        """Stack space for a local array: one per unrolled row, padded to whole vectors, or one per lane."""
         rows = [axis for axis in self.axes.values() if axis.is_tiled]
         size = 1
         for extent in shape:
             size *= evaluate(extent, {})
+        if (vector := self.vector_axis()) is not None:
+            if len(rows) > 1:
+                raise LoweringError(f"the local array {name} is private to each lane of each row of a tile")
+            together = vector.count * vector.lanes
+            pointer = self.f.alloca(str(memory_type(dtype)), size * together)
+            return Place(name, dtype, shape, pointer, (vector.name,), vector.lanes, together)
         padded = -(-size // self.lanes) * self.lanes + self.lanes
         copies = 1
         for axis in rows:

@@ -10,7 +10,7 @@ printed, parsed, interpreted in plain Python and emitted as native code.
          | Var(name, dtype, init)             an accumulator or a carried value, declared before its loop
          | Combine(name, combine, expr)       name = name (sum|prod|max|min) expr: order may change
          | Assign(name, expr)                 name = expr: carried from one iteration to the next, in order
-         | Temp(name, dtype, shape)           a local array, private to the chunk
+         | Temp(name, dtype, shape)           a local array, private to the iteration
          | Store(target, index, expr, combine, guard, stream)   to a buffer or a local array
          | Check(condition, position)         fails the step, naming the first bad position
          | Prefetch(source, index, once)      asks for memory that will be touched soon; has no meaning

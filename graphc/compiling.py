@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 
 @names_options
-@paused_collector()
 def compile(
     outputs: Any,
     *,
@@ -74,7 +73,8 @@ def compile(
         roots[LOSS_LABEL] = loss.operand
     graph = Graph(roots, {}, origins_of(roots.values()))
     request = Request(loss.operand if loss is not None else None, optimizer, _wrt(wrt), machine)
-    step = _step(graph, request, backend, target, check)
+    with paused_collector():  # no decorator: its frame would pass for the user's
+        step = _step(graph, request, backend, target, check)
     executable = Executable(
         step, structure, backend=backend, target=target, optimizer=optimizer, site=call_site()
     )

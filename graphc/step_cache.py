@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from math import isfinite
+from math import isnan
 from typing import Any
 
 from graphc.codegen import cache
@@ -151,7 +151,7 @@ def _restored(found: cache.Cached, declared: Graph, request: Request, target: Ta
 def _plan(optimizer: Optimizer, data: Any) -> OptimizerPlan:
     reader = Reader()
     declared = [Declared(name, reader.type(type), float(value)) for name, type, value in data]
-    require(all(isfinite(state.value) for state in declared), "state begins with no number")
+    require(not any(isnan(state.value) for state in declared), "state begins with no number")
     return plan_of(optimizer, declared, {state.name: state.variable() for state in declared})
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import stat
 import tempfile
@@ -56,7 +55,6 @@ _DIGEST_BYTES = 32
 _HEADER_FIELDS = {"parts", "content", "object_bytes"}
 _PRIVATE = 0o700
 
-_log = logging.getLogger(__name__)
 _storing = True
 _KERNEL_SOURCES = ("ir/types.py", "ir/scalar.py", "ir/kernels.py", "ir/text_kernels.py", "ir/literals.py")
 """What emission reads of graphc/ir, and the text form that stands for a kernel in keys."""
@@ -123,7 +121,7 @@ def look_up(parts: Parts) -> Cached | None:
     except Refused as refusal:
         _delete(path, refusal)
     except OSError as error:
-        _log.warning("cache file %s is not used: %s", path, error)
+        _warn(f"cache file {path} is not used: {error}")
     return None
 
 
@@ -142,7 +140,7 @@ def refuse(parts: Parts, why: object) -> None:
 
 
 def _delete(path: Path, why: object) -> None:
-    _log.warning("cache file %s is deleted and compiled again: %s", path, why)
+    _warn(f"cache file {path} is deleted and compiled again: {why}")
     with suppress(OSError):
         path.unlink()
 
@@ -221,7 +219,13 @@ def _require_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> 
 
 @cache
 def _warn_once(message: str) -> None:
-    _log.warning("%s", message)
+    _warn(message)
+
+
+def _warn(message: str) -> None:
+    import logging  # it takes 4 ms to load, and there is hardly ever something to say
+
+    logging.getLogger(__name__).warning("%s", message)
 
 
 # ------------------------------------------------------------------------------------------------- entries

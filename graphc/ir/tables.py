@@ -23,10 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphc.ir.packing import Block, Layout, pack
 from graphc.ir.storage import Storage
@@ -40,7 +39,7 @@ CHUNK_NANOSECONDS = 10_000
 """The least work that a chunk is worth: taking one costs about a tenth of a microsecond."""
 MAX_CHUNKS = 64
 OPCODES = ("launch",)
-Column = NDArray[np.int32]
+Column = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Columns:

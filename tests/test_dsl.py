@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 from frontend import run
 
 import graphc as gx
+from graphc import init
 from graphc.dsl import origins_of
+from graphc.ir.types import TensorType, as_dtype
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(3, 4)).astype(np.float32)
@@ -313,6 +316,27 @@ def test_parameters_are_reproducible():
         gx.param("i", init=np.arange(3))
     p.value = [3, 4, 5]
     np.testing.assert_array_equal(run(p * 1.0), [3, 4, 5])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (300, 64), (2, 3, 5, 5)])
+def test_random_values_are_those_that_numpy_draws_in_one_go(shape, dtype):
+    type = TensorType(as_dtype(dtype), shape)
+    bound = np.sqrt(6 / max(sum(init.fans(shape)), 1))
+    numpys = [
+        (init.uniform(-2.0, 5.0), lambda rng: rng.uniform(-2.0, 5.0, shape)),
+        (init.normal(3.0, 0.5), lambda rng: rng.normal(3.0, 0.5, shape)),
+        (init.xavier_uniform(), lambda rng: rng.uniform(-bound, bound, shape)),
+    ]
+    seed = int.from_bytes(hashlib.sha256(b"5:w").digest()[:16], "little")
+    for ours, theirs in numpys:
+        expected = theirs(np.random.default_rng(seed))
+        np.testing.assert_allclose(ours(np.random.default_rng(seed), shape), expected, rtol=1e-15)
+        found = init.draw(ours, "w", 5, type)
+        assert found.dtype == dtype and found.shape == shape
+        np.testing.assert_allclose(found, expected, rtol=1e-7 if dtype == "float32" else 1e-15)
+    with pytest.raises(ValueError, match="scale"):
+        init.draw(init.normal(0.0, -1.0), "w", 0, type)
 
 
 def test_origins_and_sites():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.codegen.cache import Parts, machine_parts
+from graphc.codegen.cache import Parts, machine_parts, usable_directory
 from graphc.codegen.target import Target, host_cpu_name
 from graphc.ir.graph import ConstantData, Graph, Node, Operand, Variable
 from graphc.ir.ops import OPS
@@ -39,6 +39,7 @@ def step_parts(graph: Graph, request: Request, target: Target) -> Parts:
     numbers = {variable: number for number, variable in enumerate(variables.values())}
     leaves: dict[str, list[str]] = {"input": [], "parameter": []}
     lines = []
+    directory = usable_directory()
     positions = {node: position for position, node in enumerate(graph.nodes())}
     for node, position in positions.items():
         if OPS.get(node.name) is not node.op:
@@ -53,7 +54,7 @@ def step_parts(graph: Graph, request: Request, target: Target) -> Parts:
         **machine_parts(target),
         "machine": f"{request.machine}, {host_cpu_name()}",
         "Python and numpy": f"{sys.version.split()[0]}, {np.__version__}",
-        "sources": compiler_digest(),
+        "sources": compiler_digest(None if directory is None else directory / ".sources"),
         "outputs": _labels(graph.outputs, positions),
         "updates": _labels({v.name: operand for v, operand in graph.updates.items()}, positions),
         "inputs": ", ".join(leaves["input"]),

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -307,7 +308,7 @@ def test_values_rates_lines_and_structure_are_no_part_of_the_key():
 def test_another_compiler_or_machine_is_a_miss(part, monkeypatch):
     compiled()
     if part == "sources":
-        monkeypatch.setattr(step_key, "compiler_digest", lambda: "edited")
+        monkeypatch.setattr(step_key, "compiler_digest", lambda memo: "edited")
     elif part == "numpy":
         monkeypatch.setattr(step_key.np, "__version__", "0.0")
     elif part == "LLVM":
@@ -328,6 +329,41 @@ def test_sources_that_changed_since_they_were_imported_are_never_a_hit(monkeypat
     sources.compiler_digest.cache_clear()
     monkeypatch.setattr(sources, "_IMPORTED", 0.0)  # every source is younger than the code that runs
     assert sources.compiler_digest() != trusted
+    sources.compiler_digest.cache_clear()
+
+
+def test_the_digest_is_remembered_until_a_source_is_touched(tmp_path, monkeypatch):
+    package, memo = tmp_path / "package", tmp_path / "memo"
+    (package / "ir").mkdir(parents=True)
+    (package / "ir" / "fuse.py").write_text("one")
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(sources, "PACKAGE", package)
+    future = time.time() + 100
+
+    def digest(now):
+        monkeypatch.setattr(sources, "_IMPORTED", now)
+        monkeypatch.setattr(sources.time, "time", lambda: now)
+        sources.compiler_digest.cache_clear()
+        return sources.compiler_digest(memo)
+
+    first = digest(future)
+    assert memo.read_text().split()[1] == first == sources.digest_of(["__init__.py", "ir/fuse.py"])
+    read = []
+    honest = sources.digest_of
+    monkeypatch.setattr(sources, "digest_of", lambda names: read.append(1) or honest(names))
+    assert digest(future) == first and not read
+    before = (package / "ir" / "fuse.py").stat()
+    (package / "ir" / "fuse.py").write_text("two")
+    os.utime(package / "ir" / "fuse.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = digest(future)
+    assert second != first and read == [1]
+    for text in ("", "nonsense", f"{memo.read_text().split()[0]} short", "\xff\xfe"):
+        memo.write_bytes(text.encode("latin-1"))
+        assert digest(future) == second
+    memo.unlink()
+    assert digest(before.st_ctime + 1.0) == second and not memo.exists(), "too young to be remembered"
+    (package / "ir" / "more.py").write_text("")
+    assert digest(future) not in (first, second)
     sources.compiler_digest.cache_clear()
 
 
@@ -480,6 +516,7 @@ def with_value(content, at, value):
     return content
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 def test_nonsense_under_a_right_digest_is_refused_or_harmless(caplog):
     make = lambda: compiled(gx.optim.Adam(lr=0.1))  # noqa: E731
     expected = bits(make().run_labelled(feeds()))

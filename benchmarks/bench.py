@@ -28,7 +28,9 @@ from typing import Any
 from bench_report import markdown, plot, table
 from settle import settle
 
-SAMPLE_SECONDS = 0.01
+SAMPLE_SECONDS = 0.004
+"""A sample is short, so that some of the least are undisturbed: the system's ticks and other programs come
+every few milliseconds. A workload of long steps has one step a sample; short steps are not to fare worse."""
 MAX_CALLS = 10_000
 PEER_FAILURES = (RuntimeError, ImportError, OSError)  # what PyTorch's and JAX's own errors derive from
 Timer = Callable[[int], float]  # calls -> seconds a call
@@ -75,10 +77,12 @@ class Measured:
 
 
 def timer_of(step: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> Timer:
-    """Times a number of calls of a step, after one that does not count."""
+    """Times a number of calls of a step, after as many that do not count: they wake threads and warm caches,
+    which the contender before has had to itself."""
 
     def timed(calls: int) -> float:
-        step()
+        for _ in range(calls):
+            step()
         start = clock()
         for _ in range(calls):
             step()

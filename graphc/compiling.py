@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphc import settings, step_cache
 from graphc.codegen.cache import Parts, look_up, refuse, usable_directory
-from graphc.collector import with_collector_paused
+from graphc.collector import paused_collector
 from graphc.dsl import Tensor
 from graphc.engine import Engine, NativeEngine
 from graphc.errors import DeclarationError, ShapeError, UsageError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from graphc.updates import Optimizer, OptimizerPlan
 
 
-@with_collector_paused
 @names_options
 def compile(
     outputs: Any,

@@ -75,9 +75,9 @@ def compile(
     request = Request(loss.operand if loss is not None else None, optimizer, _wrt(wrt), machine)
     with paused_collector():  # no decorator: its frame would pass for the user's
         step = _step(graph, request, backend, target, check)
-    executable = Executable(
-        step, structure, backend=backend, target=target, optimizer=optimizer, site=call_site()
-    )
+        executable = Executable(
+            step, structure, backend=backend, target=target, optimizer=optimizer, site=call_site()
+        )
     directory = settings.dump_directory()
     if directory is not None:
         executable.dump_all(directory)

@@ -7,7 +7,7 @@ import pytest
 
 import graphc as gx
 from graphc.collector import paused_collector
-from graphc.errors import ShapeError
+from graphc.errors import ShapeError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,16 @@ def test_it_is_on_afterwards_if_it_was_before(was_on):
     with pytest.raises(KeyError), paused_collector():
         raise KeyError
     assert gc.isenabled() == was_on
+
+
+def test_lines_and_options_are_told_as_without_it():
+    x = gx.input("x", (2, 4))
+    w = gx.param("w", (4, 3))
+    step = gx.compile(x, loss=(x @ w).sum(), optimizer=gx.optim.SGD())
+    assert "test_collector.py:" in step.site
+    assert "contextlib" not in step.dump("joint") + repr(step)
+    with pytest.raises(UsageError, match="did you mean 'loss'"):
+        gx.compile(x, los=x)
 
 
 def test_compiling_pauses_it():

@@ -128,6 +128,8 @@ class RandomGraph:
         op = self.pick(["reduce_sum", "reduce_sum", "reduce_max", "reduce_min"])
         if not axes or any(x.shape[a] == 0 for a in axes):
             return None
+        if op != "reduce_sum" and any(self.concrete(x.shape)[a] == 0 for a in axes):
+            return None
         if op == "reduce_sum":
             return self.keep(self.b("clip", self.b(op, x, axes=axes), low=-64.0, high=64.0), x)
         return self.keep(self.b(op, x, axes=axes), x)
@@ -159,6 +161,8 @@ class RandomGraph:
         if not x.shape:
             return None
         axis = int(self.rng.integers(len(x.shape)))
+        if self.concrete(x.shape)[axis] == 0:
+            return None
         if x in self.exact and self.rng.random() < 0.3:
             position = self.b(self.pick(["argmax", "argmin"]), x, axis=axis)
             made = self.b.cast(position, float32)

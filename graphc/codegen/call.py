@@ -12,7 +12,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphc.codegen.call_ir import (
     ARRAY_FIELDS,
@@ -28,7 +27,7 @@ from graphc.codegen.locks import StateLock
 from graphc.ir.addresses import address_of, pins
 
 Array = np.ndarray[Any, Any]
-Table = NDArray[np.int64]
+Table = np.ndarray[Any, np.dtype[np.int64]]
 MAX_ARRAYS = 512
 """Calls of more arrays go the general way: native code keeps 24 bytes of stack for each."""
 

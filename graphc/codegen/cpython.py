@@ -13,14 +13,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphc.codegen.cache import cached_object
 from graphc.codegen.jit import LoadedCode
 from graphc.codegen.target import host_target
 from graphc.ir.addresses import address_of, reads_arrays
 
-Table = NDArray[np.int64]
+Table = np.ndarray[Any, np.dtype[np.int64]]
 
 FASTCALL, NO_ARGUMENTS = 0x80, 0x04
 """How CPython hands arguments over: (self, pointer to them, their count), or (self, null)."""

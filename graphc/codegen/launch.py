@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from copy import copy
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphc.codegen.launch_ir import (
     HEADER_FIELDS,
@@ -18,7 +18,7 @@ from graphc.codegen.launch_ir import (
 from graphc.codegen.threads import ThreadPool, pool
 from graphc.errors import VerifyError
 
-Table = NDArray[np.int64]
+Table = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class ProgramBlock:

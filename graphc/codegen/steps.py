@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphc.codegen.cache import cached_object
 from graphc.codegen.jit import LoadedCode
@@ -22,7 +22,7 @@ from graphc.codegen.steps_ir import (
 from graphc.codegen.target import host_target
 from graphc.records import dataclass
 
-Table = NDArray[np.int64]
+Table = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Span:
     moving: tuple[tuple[int, int, int], ...]
     notes: tuple[tuple[int, int, int], ...] = ()
     arrays: tuple[tuple[int, int, int, int, int], ...] = ()
-    indices: NDArray[np.int64] | None = None
+    indices: Table | None = None
     batch: int = 0
     chunk_rows: int = 1
     rates: tuple[tuple[int, int, int], ...] = ()

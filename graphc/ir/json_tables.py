@@ -13,7 +13,7 @@ can be run.
 
 from __future__ import annotations
 
-import base64
+import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def tables_json(program: Program, constants: Sequence[ConstantData] = ()) -> dic
             if value is None:
                 if storage.data.array.nbytes > INLINE_BYTES:
                     return None
-                value = base64.b64encode(storage.data.array.tobytes()).decode()
+                value = binascii.b2a_base64(storage.data.array.tobytes(), newline=False).decode()
         storages.append([storage.name, storage.kind, type_json(storage.type), value])
     starts, counts = (program.launches[name].tolist() for name in ("first_operand", "operand_count"))
     used = program.operands["storage"].tolist()
@@ -203,7 +203,7 @@ def _constant(value: Any, type_: TensorType, constants: Sequence[ConstantData]) 
     if type(value) is int:
         data = constants[_position(value, constants)]
     else:
-        array = np.frombuffer(base64.b64decode(value, validate=True), type_.dtype.numpy)
+        array = np.frombuffer(binascii.a2b_base64(value, strict_mode=True), type_.dtype.numpy)
         data = ConstantData(array.reshape([_number(extent) for extent in type_.shape]))
     same = data.array.dtype == type_.dtype.numpy and data.array.shape == type_.shape
     require(same, "a constant is of another type")

@@ -19,7 +19,7 @@ from types import TracebackType
 from graphc.codegen.jit import compile_object
 from graphc.codegen.target import Target
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """How long a thread that comes back from LLVM waits for Python while another one runs. Ten calls make an
 object, and Python's default (5 ms) for each would cost more than the thread gains."""
 

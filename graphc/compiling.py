@@ -120,16 +120,16 @@ def _step(graph: Graph, request: Request, backend: Backend, target: Any, check: 
                 refuse(key, why)
     from graphc.codegen.background import beside
     from graphc.codegen.threads import load as load_pool
-    from graphc.pipeline import run_passes
+    from graphc.pipeline import run_unverified
 
     _require_unique_names(graph)
     require_bound_dims(graph)
     if backend != "native" or not target.runs_here:
-        stages, plan = run_passes(graph, request, check)
+        stages, plan = run_unverified(graph, request, check)
     else:
         # LLVM has nothing to do while the passes run, and the step will run on the pool.
         with beside(load_pool):
-            stages, plan = run_passes(graph, request, check)
+            stages, plan = run_unverified(graph, request, check)
     return _step_of(stages, plan, graph, backend, target, key)
 
 
@@ -155,16 +155,22 @@ def _step_of(
     target: Any,
     key: Parts | str,
 ) -> Step:
-    """The step that the passes have made. Its engine is made with the state laid out before, or while LLVM
-    compiles the kernels; a step with a key is then kept."""
+    """The step that the passes have made. Its engine is made with the stages verified and the state laid out
+    before, or while LLVM compiles the kernels; a step with a key is then kept."""
+    from graphc.pipeline import blaming, verify_stages
 
     def make_engine(lay_out: Callable[[], None]) -> Engine:
+        def meanwhile() -> None:
+            verify_stages(stages.trail)
+            lay_out()
+
         if backend == "native":
-            engine = NativeEngine(stages.program, target, meanwhile=lay_out)
+            with blaming(stages.trail):
+                engine = NativeEngine(stages.program, target, meanwhile=meanwhile)
             if not isinstance(key, str):
                 step_cache.keep(step, engine, key)
             return engine
-        lay_out()
+        meanwhile()
         from graphc.interpreters import NumpyEngine, PythonEngine
 
         return NumpyEngine(stages.optimized) if backend == "numpy" else PythonEngine(stages.program)

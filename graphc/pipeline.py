@@ -7,14 +7,16 @@
             -> program   launch table and memory plan (bound to extents at run time)
             -> llvm, asm native code
 
-A pass is a pure function of an IR. The runner times it, verifies the last result of every stage, and can
-verify and interpret every single one (`check="passes"`).
+A pass is a pure function of an IR. The runner times it, and can verify and interpret what every single one
+makes (`check="passes"`). The last result of every stage is verified in any case: before it runs, while LLVM
+works on it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from graphc.dsl import from_operand
@@ -41,7 +43,6 @@ from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
 from graphc.ir.strips import own_strips
-from graphc.ir.verify import verify_graph, verify_kernels
 from graphc.records import dataclass
 from graphc.request import Request
 from graphc.sites import SITES, origins_of
@@ -97,19 +98,28 @@ def passes(request: Request, derived: Derived) -> tuple[Pass, ...]:
 def run_passes(
     graph: Graph, request: Request, check: str | None = None
 ) -> tuple[CompiledStages, OptimizerPlan | None]:
-    """Runs the pipeline and keeps the last IR of every stage, with a trail of all passes."""
+    """Runs the pipeline and keeps the last IR of every stage, with a trail of all passes. VerifyError where
+    one is not valid."""
+    stages, plan = run_unverified(graph, request, check)
+    verify_stages(stages.trail)
+    return stages, plan
+
+
+def run_unverified(
+    graph: Graph, request: Request, check: str | None = None
+) -> tuple[CompiledStages, OptimizerPlan | None]:
+    """As `run_passes`, for who calls `verify_stages` before anything of it is run."""
     derived = Derived()
     stages: dict[str, Any] = {}
     trail: list[PassRecord] = []
     ir: Any = graph
-    steps = passes(request, derived)
-    ends = {step.stage: step for step in steps}  # the last pass of each stage
-    for step in steps:
+    for step in passes(request, derived):
         before = ir
         start = time.perf_counter()
-        ir = step.run(before)
+        with blaming(trail):
+            ir = step.run(before)
         trail.append(PassRecord(step.name, step.stage, time.perf_counter() - start, ir))
-        if check == "passes" or ends[step.stage] is step:
+        if check == "passes":
             _verify_last(trail)
         if check == "passes" and step.name != "differentiate":
             from graphc.check import check_pass
@@ -118,6 +128,24 @@ def run_passes(
         stages[step.stage] = ir
     graph, joint, optimized, kernels = (stages[name] for name in ("graph", "joint", "optimized", "kernels"))
     return CompiledStages(graph, joint, optimized, kernels, trail, derived.chosen), derived.plan
+
+
+def verify_stages(trail: Sequence[PassRecord]) -> None:
+    """Raises VerifyError unless the last result of every stage is valid: it names the first pass after which
+    one is not."""
+    ends = {record.stage: position for position, record in enumerate(trail, 1)}
+    for end in ends.values():
+        _verify_last(trail[:end])
+
+
+@contextmanager
+def blaming(trail: Sequence[PassRecord]) -> Iterator[None]:
+    """An exception in the block becomes a VerifyError if it comes after a result that is not valid."""
+    try:
+        yield
+    except Exception:
+        verify_stages(trail)
+        raise
 
 
 def _verify_last(trail: Sequence[PassRecord]) -> None:
@@ -133,6 +161,9 @@ def _verify_last(trail: Sequence[PassRecord]) -> None:
 
 
 def _verify(ir: Graph | KernelProgram) -> None:
+    # Loaded, as a rule, while LLVM works.
+    from graphc.ir.verify import verify_graph, verify_kernels
+
     if isinstance(ir, Graph):
         verify_graph(ir)
     else:

@@ -1,4 +1,4 @@
-"""How long compiling takes: cold, with object code on disk, and by the number of nodes.
+"""How long compiling takes: cold, with the step on disk, and by the number of nodes.
 
     python benchmarks/compile_latency.py                 everything
     python benchmarks/compile_latency.py --nodes 50 500  the graphs up to 500 nodes only

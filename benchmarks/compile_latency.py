@@ -5,7 +5,8 @@
 
 Cold and warm are the training step 784-512-512-10 (ReLU, softmax cross entropy, Adam), each compiled in
 fresh processes: the minimum over several, split into what the time goes to. "compile" is `gx.compile` with
-everything that it imports when first called. Bytecode is written beforehand, as installing does.
+everything that it imports when first called, or without, where that is imported before. Bytecode is written
+beforehand, as installing does.
 
 The graphs are a chain of elementwise operations, as many independent ones side by side (summed in a tree),
 and residual blocks h + relu(h @ w + b). Per-node time should not grow with the number of nodes.
@@ -26,8 +27,18 @@ import graphc as gx
 
 ROOT = Path(__file__).parent.parent
 
+WARM = ["graphc.compiling"]
+COLD = [
+    *WARM,
+    "graphc.pipeline",
+    "graphc.codegen.background",
+    "graphc.codegen.kernels",
+    "graphc.codegen.sharing",
+]
+"""What a compile imports, with the step on disk and without."""
+
 STEP = """
-import json, time
+import importlib, json, time
 clock = time.perf_counter
 laps = {}
 start = clock()
@@ -42,12 +53,13 @@ h = gx.nn.Linear(512, 512)(gx.nn.Linear(784, 512)(x).relu()).relu()
 loss = gx.softmax_cross_entropy(gx.nn.Linear(512, 10)(h), t)
 adam = gx.optim.Adam(lr=1e-3)
 laps["declare"] = clock() - start
-if SPLIT:
+if IMPORTED:
     start = clock()
     import llvmlite.binding
     laps["  import llvmlite"] = clock() - start
     start = clock()
-    import graphc.compiling
+    for module in IMPORTED:
+        importlib.import_module(module)
     laps["  import the compiler"] = clock() - start
 start = clock()
 executable = gx.compile({"loss": loss}, loss=loss, optimizer=adam)
@@ -64,12 +76,13 @@ print(json.dumps([executable.engine.compiled.hit, laps]))
 """
 
 
-def fresh_process(cache: str, split: bool) -> tuple[bool, dict[str, float]]:
-    """Whether the object was found on disk, and seconds by what they went to."""
+def fresh_process(cache: str, imported: list[str]) -> tuple[bool, dict[str, float]]:
+    """Whether the object was found on disk, and seconds by what they went to; some modules are imported
+    before the compile."""
     environment = {**os.environ, "GRAPHC_CACHE": "1", "GRAPHC_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "graphc-bytecode")
-    code = f"SPLIT = {split}\n{STEP}"
+    code = f"IMPORTED = {imported}\n{STEP}"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -80,15 +93,15 @@ def fresh_process(cache: str, split: bool) -> tuple[bool, dict[str, float]]:
 def training_step(repeats: int) -> None:
     """Prints cold and warm times of the training step, in fresh processes."""
     with tempfile.TemporaryDirectory() as scratch:
-        fresh_process(scratch, True)  # writes bytecode, and the cache that the warm runs use
-        columns: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "warm, imported": []}
+        fresh_process(scratch, COLD)  # writes bytecode, and the cache that the warm runs use
+        kinds = {"cold": [], "cold, imported": COLD, "warm": [], "warm, imported": WARM}
+        columns: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
         for number in range(repeats):
-            hit, laps = fresh_process(str(Path(scratch) / f"cold{number}"), False)
-            assert not hit
-            columns["cold"].append(laps)
-            for name, split in (("warm", False), ("warm, imported", True)):
-                hit, laps = fresh_process(scratch, split)
-                assert hit
+            for name, imported in kinds.items():
+                is_cold = name.startswith("cold")
+                empty = str(Path(scratch) / f"{name}{number}")
+                hit, laps = fresh_process(empty if is_cold else scratch, imported)
+                assert hit != is_cold
                 columns[name].append(laps)
     print(f"{'ms, minimum of ' + str(repeats):<34}" + "".join(f"{name:>16}" for name in columns))
     for lap in dict.fromkeys(lap for runs in columns.values() for lap in runs[0]):

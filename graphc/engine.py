@@ -24,7 +24,7 @@ from graphc.codegen.jit import LoadedCode, assembly
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.target import Target, host_target
 from graphc.errors import GraphcError, IndexRangeError
-from graphc.ir.addresses import address_of, aligned_bytes
+from graphc.ir.addresses import address_of, aligned_bytes, pins
 from graphc.ir.slabs import place_variables
 from graphc.ir.storage import Storage
 from graphc.ir.tables import BoundProgram, Program
@@ -274,6 +274,8 @@ class NativeEngine:
         ready.runs += 1
         given = outputs or {}
         results: dict[str, Array] = {}
+        # Another thread may run meanwhile, and resize an array.
+        pinned = [pins(array) for arrays in (feeds, given) for array in arrays.values()]
         addresses = [address_of(feeds[name]) for name in self.inputs]
         for result in ready.results:
             array = given.get(result.label)
@@ -290,6 +292,7 @@ class NativeEngine:
             code = block.run()
         finally:
             ready.is_taken = was_taken
+            del pinned
         if code:
             self._fail(ready, block, feeds)
         for result in ready.results:

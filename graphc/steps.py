@@ -137,6 +137,7 @@ class StepLoop:
         self._memory: dict[tuple[str, int], Array] = {}
         self._converted: dict[str, Array] = {}
         self._spans = _SPANS.setdefault(engine, {})
+        self._raised: Raised | None = None
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -258,7 +259,7 @@ class StepLoop:
         batch_bytes = sum(row_bytes for _, _, row_bytes, _, _ in layout.gathered)
         with self._executable._lock:
             plan, rules = self._executable.rates_at(layout.bindings)
-            rates = _set_rates(plan, rules, steps)
+            rates = self._set_rates(plan, rules, steps)
             span = Span(
                 steps=steps,
                 moving=tuple(moving),
@@ -280,12 +281,51 @@ class StepLoop:
                 engine.fail(layout.bindings, block, self._feeds(layout, epoch, first + done * size))
         return {name: values[:done].astype(np.float64) for name, values in histories.items()}, done
 
+    def _set_rates(self, plan: OptimizerPlan | None, rules: Sequence[LearningRate], steps: int) -> Rates:
+        """Sets the rates where they are numbers, or asks the schedules for all steps ahead. What one raises
+        is kept while the steps before run, and raised at its own."""
+        if plan is None:
+            return Rates([])
+        arrays = [variable.array for variable in plan.lr_variables]
+        if not any(callable(rule) for rule in rules):
+            for array, rule in zip(arrays, rules, strict=True):
+                array[...] = checked_rate(rule)
+            return Rates([])
+        if self._raised is not None and self._raised.rules is not rules:
+            self._raised = None
+        first = int(plan.step_variable.array)
+        tables = [np.empty(steps, array.dtype) for array in arrays]
+        limit = 0
+        while limit < steps and (self._raised is None or self._raised.step != first + limit):
+            try:
+                now = [checked_rate(rule(first + limit) if callable(rule) else rule) for rule in rules]
+            except Exception as error:
+                self._raised = Raised(rules, first + limit, error)
+                break
+            for table, rate in zip(tables, now, strict=True):
+                table[limit] = rate
+            limit += 1
+        if limit == 0 and self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised.error
+        slots = [address_of(array) for array in arrays]
+        values = list(zip(slots, tables, strict=True))
+        return Rates(values, address_of(plan.step_variable.array), first, limit)
+
     def _feeds(self, layout: Layout, epoch: Epoch, first: int) -> dict[str, Array]:
         """What the last step was fed, a batch that begins at a row."""
         return {
             name: layout.buffers.get(name, rows.array[first : first + layout.size])
             for name, rows in epoch.rows.items()
         }
+
+
+class Raised(NamedTuple):
+    """What the schedules of some rules raised when they were asked for a step ahead."""
+
+    rules: Sequence[LearningRate]
+    step: int
+    error: Exception
 
 
 class Rates(NamedTuple):
@@ -296,29 +336,3 @@ class Rates(NamedTuple):
     step: int = 0
     first_step: int = 0
     limit: int = 0
-
-
-def _set_rates(plan: OptimizerPlan | None, rules: Sequence[LearningRate], steps: int) -> Rates:
-    """Sets the rates where they are numbers, or asks the schedules for all steps ahead."""
-    if plan is None:
-        return Rates([])
-    arrays = [variable.array for variable in plan.lr_variables]
-    if not any(callable(rule) for rule in rules):
-        for array, rule in zip(arrays, rules, strict=True):
-            array[...] = checked_rate(rule)
-        return Rates([])
-    first, limit = int(plan.step_variable.array), 0
-    tables = [np.empty(steps, array.dtype) for array in arrays]
-    for limit in range(steps):
-        try:
-            now = [checked_rate(rule(first + limit) if callable(rule) else rule) for rule in rules]
-        except Exception:
-            if limit == 0:
-                raise
-            break  # the steps before it are run first; then it is asked again, and raises
-        for table, rate in zip(tables, now, strict=True):
-            table[limit] = rate
-    else:
-        limit = steps
-    slots = [address_of(array) for array in arrays]
-    return Rates(list(zip(slots, tables, strict=True)), address_of(plan.step_variable.array), first, limit)

@@ -584,6 +584,80 @@ def test_bound_steps_cannot_be_copied():
             attempt(bound)
 
 
+# ------------------------------------------------------------------- memory that may not move during a run
+
+
+def attempts(x, owner, raw):
+    """What moving memory that a run uses raises."""
+    for move in (
+        lambda: x.resize((400, 3), refcheck=False),
+        lambda: owner.resize(4000, refcheck=False),
+        lambda: raw.extend(bytes(10_000)),
+    ):
+        with pytest.raises((ValueError, BufferError)):
+            move()
+
+
+def lent():
+    """Arrays that own their memory, view that of another, and lie in a bytearray that numpy does not hold."""
+    owner = np.zeros(12, np.float32)
+    raw = bytearray(48)
+    return X.copy(), owner, owner[:].reshape(4, 3), raw, np.ndarray((4, 3), np.float32, raw)
+
+
+@pytest.mark.parametrize("way", ["run", "general", "bind"])
+def test_memory_stays_where_it_is_while_a_step_runs(monkeypatch, way):
+    """A learning-rate schedule stands for another thread: it runs when the arrays have been pinned."""
+    monkeypatch.setattr(calls, "LONG_NANOSECONDS", -1)
+    x, owner, view, raw, foreign = lent()
+    tried = []
+
+    def move(*_):
+        tried.append(attempts(x, owner, raw))
+        return 0.1
+
+    batch = gx.dim("B")
+    names = ("x", "view", "foreign")
+    loss = gx.sum(sum(gx.input(name, (batch, 3)) for name in names) * gx.param("w", (3,), init="ones"))
+    step = gx.compile(loss, loss=loss, optimizer=gx.optim.SGD(lr=0.1))
+    feeds = dict(zip(names, (x, view, foreign), strict=True))
+    for _ in range(3):
+        step.run(feeds)
+    if way == "general":
+        run = ProgramBlock.run
+        monkeypatch.setattr(ProgramBlock, "run", lambda block: (move(), run(block))[1])
+        general(step, feeds)
+    else:
+        call = step.bind(feeds) if way == "bind" else lambda: step.run(feeds)
+        step.lr = move
+        call()
+        del call
+        step.lr = 0.1
+    assert len(tried) == 1
+    step._calls = ()
+    gc.collect()
+    raw.extend(b"x")
+    x.resize((400, 3), refcheck=False)
+
+
+def test_pins_are_given_back(length):
+    import weakref
+
+    step = classifier()
+    x, logits = X.copy(), np.empty((4, 4), np.float32)
+    for _ in range(5):
+        step.run(x=x, t=T, out={"logits": logits})
+        assert weakref.getweakrefcount(x) == weakref.getweakrefcount(logits) == 0
+    with pytest.raises(IndexRangeError):
+        step.run(x=x, t=T + 9)
+    assert weakref.getweakrefcount(x) == 0
+    bound = step.bind(x=x, t=T, out={"logits": logits})
+    assert weakref.getweakrefcount(x) == weakref.getweakrefcount(logits) == 1
+    bound()
+    del bound
+    assert weakref.getweakrefcount(x) == weakref.getweakrefcount(logits) == 0
+
+
 # ------------------------------------------------------------------------------------- threads and forks
 
 

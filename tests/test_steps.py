@@ -218,6 +218,27 @@ def test_a_schedule_that_ends_raises_at_its_step(loops):
     assert list(assert_same(few)) == ["loss"]
 
 
+@pytest.mark.parametrize("last", [0, 3, 5])
+def test_a_schedule_is_asked_once_for_a_step_that_it_refuses(monkeypatch, last):
+    """Also one that would answer the second time."""
+    monkeypatch.setattr(steps, "FEW_BATCHES", 0)
+    asked = []
+
+    def schedule(count):
+        asked.append(count)
+        if asked.count(last) == 1 and count == last:
+            raise ValueError("no more")
+        return 0.1
+
+    step = network(gx.optim.SGD(lr=schedule))
+    with pytest.raises(ValueError, match="no more"):
+        step.fit(DATA, epochs=4, batch_size=16)
+    assert asked == list(range(last + 1))
+    assert step.state_dict()["optim.step"] == last
+    step.fit(DATA, epochs=1, batch_size=16)
+    assert step.state_dict()["optim.step"] == last + 4
+
+
 def test_several_figures(loops):
     def extra(logits, loss):
         return {"twice": loss * 2.0, "same": loss, "size": gx.sum(gx.cast(logits > 0.0, "int64"))}

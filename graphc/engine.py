@@ -78,14 +78,15 @@ class Bound:
     """A program at one size, ready to be called: operand blocks, tables, results.
 
     `nanoseconds` is the estimate of one run on one thread; `runs` how often `NativeEngine.run` was here;
-    `call` what runs it without that, if there is such a thing. `is_taken` says that a run has begun to write
-    addresses into the block.
+    `call` what runs it without that, if there is such a thing, once `is_prepared`. `is_taken` says that a run
+    has begun to write addresses into the block.
     """
 
     def __init__(self, engine: NativeEngine, bound: BoundProgram) -> None:
         self.bound = bound
         self.runs = 0
         self.is_taken = False
+        self.is_prepared = False
         self.call: NativeCall | None = None
         self.nanoseconds = estimated_nanoseconds(bound)
         program, bindings = engine.program, bound.bindings

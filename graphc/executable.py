@@ -294,8 +294,9 @@ class Executable:
         if not isinstance(engine, NativeEngine):
             return
         ready = engine.at(bindings)
-        if ready.runs == 2:
+        if ready.runs >= 2 and not ready.is_prepared:
             ready.call = native_call(engine, ready, self._guard, arrays, bindings, self.gradient_outputs)
+            ready.is_prepared = True  # a signal may have ended the second run before
         kept = [call for call in self._calls if call is not ready.call and engine.keeps(call)]
         self._calls = (*([ready.call] if ready.call is not None else []), *kept)[:KEPT_CALLS]
 

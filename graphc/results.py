@@ -11,10 +11,12 @@ has just been stored. Large results therefore begin elsewhere in their page, eac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import cycle
 from math import prod
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -48,10 +50,11 @@ def _fresh(nbytes: int) -> Memory:
 
 
 class ResultPool:
-    """Free memory by size. Safe to use from several threads: lists are popped and appended atomically."""
+    """Free memory by size. Safe to use from several threads, finalizers and signal handlers: what is free is
+    popped and appended by single calls, and given back without any Python code."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Memory]] = {}
+        self._free: dict[int, deque[_Return]] = {}
 
     def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """An uninitialised C-contiguous array; one that is not small starts on a 64-byte line."""
@@ -61,11 +64,19 @@ class ResultPool:
         if nbytes <= SMALL_BYTES:
             return np.empty(shape, dtype)
         free = self._free.get(nbytes)
+        if free is None:
+            if len(self._free) >= KEPT_SIZES:
+                self._free.clear()
+            free = self._free.setdefault(nbytes, deque(maxlen=KEPT_PER_SIZE))
         try:
-            memory = free.pop() if free else _fresh(nbytes)
-        except IndexError:  # another thread took the last one
+            memory = free.pop().memory
+        except IndexError:
             memory = _fresh(nbytes)
-        return np.asarray(_Lease(self, memory, dtype, shape))
+        lease = _Lease(memory, dtype, shape)
+        # What no longer fits into the deque is freed.
+        lease.on_death = _Return(lease, free.append)
+        lease.on_death.memory = memory
+        return np.asarray(lease)
 
     def recipe(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Callable[..., Array], Any]:
         """A function and its arguments that do what `take` does, by the shortest way."""
@@ -73,30 +84,24 @@ class ResultPool:
             return np.empty, (shape, dtype)
         return self.take, (dtype, shape)
 
-    def give_back(self, memory: Memory) -> None:
-        """Keeps memory for the next result of its size, unless there is plenty."""
-        free = self._free.get(memory.nbytes)
-        if free is None:
-            if len(self._free) >= KEPT_SIZES:
-                self._free.clear()
-            free = self._free.setdefault(memory.nbytes, [])
-        if len(free) < KEPT_PER_SIZE:
-            free.append(memory)
-
 
 class _Lease:
-    """Memory lent to one result: the base of its array and of every view of that."""
+    """Memory lent to one result: the base of its array and of every view of that. `on_death` stands in for a
+    `__del__`, in which Python would drop a Ctrl-C."""
 
-    __slots__ = ("__array_interface__", "_memory", "_pool")
+    __slots__ = ("__array_interface__", "__weakref__", "on_death")
 
-    def __init__(
-        self, pool: ResultPool, memory: Memory, dtype: np.dtype[Any], shape: tuple[int, ...]
-    ) -> None:
-        self._pool = pool
-        self._memory = memory
+    on_death: _Return
+
+    def __init__(self, memory: Memory, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.__array_interface__ = {
             "version": 3, "data": (memory.address, False), "typestr": dtype.str, "shape": shape,
         }  # fmt: skip
 
-    def __del__(self) -> None:
-        self._pool.give_back(self._memory)
+
+class _Return(ref[_Lease]):
+    """A reference to a lease whose callback, called with this, keeps `memory` for the next one."""
+
+    __slots__ = ("memory",)
+
+    memory: Memory

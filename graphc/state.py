@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ class StepState:
         views = {name: place_variables(variables, name, own) for name, variables in groups.items()}
         self.slabs: dict[str, SlabView] = {name: view for name, view in views.items() if len(view)}
         self._locks = [own, *locks_of(self.slabs.values())]
+        self._lock: StateLock | None = None
         rates = set(plan.lr_variables) if plan is not None else set()
         self._saved = [*parameters, *(variable for variable in others if variable not in rates)]
         self._updated = interface.updated
@@ -45,10 +45,12 @@ class StepState:
         self.gradients = {v.name.removeprefix(GRADIENT_PREFIX): v.array for v in gradients}
         self.params = Parameters({variable.name: variable for variable in parameters})
 
-    @cached_property
+    @property
     def lock(self) -> StateLock:
         """The right to run on this state, for one thread at a time; loaded when first asked for."""
-        return StateLock(self._locks)
+        if self._lock is None:  # two threads may make one each: both are of the same locks
+            self._lock = StateLock(self._locks)
+        return self._lock
 
     def memory(self, written: bool = False) -> list[tuple[int, int]]:
         """The address ranges of all state, or of what a run writes to."""

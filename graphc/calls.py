@@ -57,26 +57,27 @@ class StepGuard:
     def change_rates(self, rates: Sequence[LearningRate]) -> None:
         """Sets what the learning rates are from the next step on. They have been checked."""
         self.rates = tuple(rates)
-        self._fill_table()
+        if self._table is not None:
+            self._fill(self._table)
 
     @property
     def table(self) -> StepTable:
         """The same for native code."""
         if self._table is None:
             table = StepTable(self._state.lock, self.set_rates, self.written, self.state, len(self.rates))
+            self._fill(table)
             self._table = table
-            self._fill_table()
         return self._table
 
-    def _fill_table(self) -> None:
-        if self._table is None or self._plan is None:
+    def _fill(self, table: StepTable) -> None:
+        if self._plan is None:
             return
         # A schedule is a Python function; an object that only turns into a number may turn into another one.
         if all(type(rate) in (float, int) or isinstance(rate, np.generic) for rate in self.rates):
             scalars = [variable.array for variable in self._plan.lr_variables]
-            self._table.keep_rates(list(zip(scalars, self.learning_rates, strict=True)))
+            table.keep_rates(list(zip(scalars, self.learning_rates, strict=True)))
         else:
-            self._table.ask_schedules()
+            table.ask_schedules()
 
     def set_rates(self) -> None:
         """Sets the learning rates for the next step; whoever runs it holds the lock. A schedule may raise."""

@@ -7,7 +7,6 @@ Native code checks an array in 5 ns where Python needs a microsecond. Where ther
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from graphc.codegen.call_ir import (
     call_ir,
 )
 from graphc.codegen.cpython import FASTCALL, NO_ARGUMENTS, NativeMethods, api_address, table_of
+from graphc.codegen.jit import once
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.locks import StateLock
 from graphc.ir.addresses import address_of, pins
@@ -179,6 +179,6 @@ def _rows(rows: Sequence[Any], columns: int) -> Table:
     return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
 
-@cache
+@once
 def _methods() -> NativeMethods:
     return NativeMethods(call_ir(), {"gx_call": FASTCALL, "gx_step": NO_ARGUMENTS})

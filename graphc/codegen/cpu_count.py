@@ -59,6 +59,6 @@ def _folder_quota(folder: Path) -> float | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(encoding="utf-8")
     except OSError:
         return None

@@ -7,10 +7,11 @@ allocation and scheduling (LLVM's codegen at level 2) are what is wanted of it.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any, TypeVar
 
 from graphc.codegen.target import Target, widest_target
 from graphc.errors import LoweringError, UsageError
@@ -20,9 +21,31 @@ from graphc.errors import LoweringError, UsageError
 CODEGEN_OPTIONS = {"opt": 2, "reloc": "pic", "codemodel": "small", "jit": True}
 """How code is generated, whatever the target."""
 
+Made = TypeVar("Made")
 _BUNDLE = b"graphc objects\0\0"
 _library_numbers = itertools.count()
-_load_lock = threading.Lock()
+_llvm_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A fork waits: a child in which another thread of the parent's was inside LLVM could never enter it.
+    os.register_at_fork(
+        before=_llvm_lock.acquire, after_in_parent=_llvm_lock.release, after_in_child=_llvm_lock.release
+    )
+
+
+def once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """A function that makes its result when it is first called. No other thread makes a second one meanwhile,
+    whose code would be unloaded, perhaps as the process forks."""
+    made: list[Made] = []
+
+    @wraps(make)
+    def get() -> Made:
+        if not made:
+            with _llvm_lock:
+                if not made:
+                    made.append(make())
+        return made[0]
+
+    return get
 
 
 def compile_object(ir_text: str, target: Target) -> bytes:
@@ -30,7 +53,8 @@ def compile_object(ir_text: str, target: Target) -> bytes:
 
     The text is parsed and verified; LoweringError carries LLVM's message where it is not valid IR.
     """
-    return bytes(_machine(target).emit_object(_parsed(ir_text)))
+    with _llvm_lock:
+        return bytes(_machine(target).emit_object(_parsed(ir_text)))
 
 
 def llvm_version() -> str:
@@ -42,7 +66,8 @@ def llvm_version() -> str:
 
 def assembly(ir_text: str, target: Target) -> str:
     """The assembly text that `compile_object` would encode. Errors as there."""
-    return str(_machine(target).emit_assembly(_parsed(ir_text)))
+    with _llvm_lock:
+        return str(_machine(target).emit_assembly(_parsed(ir_text)))
 
 
 def undefined_symbols(object_bytes: bytes) -> list[str]:
@@ -107,26 +132,26 @@ class LoadedCode:
     def __init__(self, object_bytes: bytes, symbols: Sequence[str], target: Target | None = None) -> None:
         if target is not None and not target.runs_here:
             raise UsageError(f"this machine cannot run code for {target.name}; it can only be emitted")
-        jit = _jit()
-        builder = _initialized().JITLibraryBuilder()
-        for image in _unbundled(object_bytes):
-            builder.add_object_img(image)
-        for symbol in symbols:
-            builder.export_symbol(symbol)
-        # LLVM refuses a library name that was used before, even after that library is gone.
-        name = f"graphc.{next(_library_numbers)}"
-        with _load_lock:
+        with _llvm_lock:
+            jit = _jit()
+            builder = _initialized().JITLibraryBuilder()
+            for image in _unbundled(object_bytes):
+                builder.add_object_img(image)
+            for symbol in symbols:
+                builder.export_symbol(symbol)
+            # LLVM refuses a library name that was used before, even after that library is gone.
+            name = f"graphc.{next(_library_numbers)}"
             try:
                 self._tracker: Any = builder.link(jit, name)
             except RuntimeError as error:
                 raise LoweringError(f"the compiled object does not link: {error}") from error
-        self._symbols = frozenset(symbols)
+            self._addresses = {symbol: int(self._tracker[symbol]) for symbol in symbols}
 
     def address(self, symbol: str) -> int:
         """The address of one of the symbols asked for; LoweringError for another."""
-        if symbol not in self._symbols:
+        if symbol not in self._addresses:
             raise LoweringError(f"{symbol!r} is not among the symbols that were loaded")
-        return int(self._tracker[symbol])
+        return self._addresses[symbol]
 
 
 @cache

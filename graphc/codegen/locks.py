@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from functools import cache
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from graphc.codegen.cpython import (
     native_calls,
     table_of,
 )
+from graphc.codegen.jit import once
 from graphc.codegen.locks_ir import SET_FIELDS, locks_ir
 from graphc.ir.addresses import address_of
 from graphc.ir.locks import SlabLock
@@ -52,7 +52,7 @@ class StateLock:
             self.__enter__, self.__exit__ = _enter_all, _exit_all
 
 
-@cache
+@once
 def _methods() -> NativeMethods:
     return NativeMethods(locks_ir(), {"gx_enter": NO_ARGUMENTS, "gx_exit": FASTCALL})
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from graphc.codegen.cache import cached_object
-from graphc.codegen.jit import LoadedCode
+from graphc.codegen.jit import LoadedCode, once
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.steps_ir import (
     ARRAY_FIELDS,
@@ -98,6 +97,6 @@ class _NativeSteps:
         self.call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(self._code.address("gx_steps"))
 
 
-@cache
+@once
 def _native_steps() -> _NativeSteps:
     return _NativeSteps()

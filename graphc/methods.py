@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from graphc import functions, products, reductions, shaping
 from graphc.axes import Axis
+from graphc.sites import methods_name_options
 
 if TYPE_CHECKING:
     from graphc.dsl import DTypeLike, ShapeLike, Tensor, TensorLike
     from graphc.ir.types import Extent
 
 
+@methods_name_options
 class TensorMethods:
     """Methods in numpy's spelling; see the function of the same name for what it does and raises."""
 

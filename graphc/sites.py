@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ _origins: dict[str, Origin] = {}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 
 def call_site() -> str:
@@ -137,6 +139,14 @@ def names_options(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise
 
     return wrapper
+
+
+def methods_name_options(cls: type[_T]) -> type[_T]:
+    """`names_options` for every public method of a class."""
+    for name, method in list(vars(cls).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(cls, name, names_options(method))
+    return cls
 
 
 def _require_known_options(

@@ -498,6 +498,7 @@ def test_a_dim_that_no_feed_can_bind_is_an_error_of_compile(backend: Any) -> Non
         (lambda x: gx.compile(x, optimiser=None), "compile", "optimiser", "optimizer"),
         (lambda x: gx.input("y", shap=(3,)), "input", "shap", "shape"),
         (lambda x: gx.sum(x, axes=0), "sum", "axes", "axis"),
+        (lambda x: x.max(axes=0), "max", "axes", "axis"),
     ],
 )
 def test_an_option_that_is_not_there_names_the_nearest(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,17 +138,7 @@ def _read(
     reader = Reader()
     extents = tuple(map(reader.extent, data["extents"]))
     positions = {(type(extent), extent): position for position, extent in enumerate(extents)}
-    memory: dict[str, Storage] = {}
-    for name, kind, type_, value in data["storages"]:
-        variable, constant = None, None
-        typed = reader.type(type_)
-        if kind == "state":
-            variable = variables[value]
-            require(variable.type == typed, f"{name} is state of another type")
-        elif kind == "constant":
-            constant = _constant(value, typed, constants)
-        memory[name] = Storage(name, typed, kind, variable, constant)
-    require(len(memory) == len(data["storages"]), "two storages have one name")
+    memory = _storages(data["storages"], reader, variables, constants)
     names = list(memory)
     blocks, block_of = [], {}
     for number, (first, last, rows) in enumerate(data["blocks"]):
@@ -155,27 +146,21 @@ def _read(
         members = tuple(names[_position(row, names)] for row in rows)
         blocks.append(Block(members, first, last, memory[members[0]].type.nbytes))
         block_of.update(dict.fromkeys(members, number))
-    kernels, operands = data["kernels"], data["operands"]
-    whole = all(type(value) is int for row in data["regions"] for value in row[:-1])
-    require(whole, "a column of regions holds what is no integer")
-    counts = [row[0] for row in data["regions"]]
-    require(sum(counts) == len(kernels) and min(counts, default=1) >= 1, "regions and kernels do not agree")
-    region_of = [number for number, count in enumerate(counts) for _ in range(count)]
-    require(len(operands) == len(kernels), "operands and kernels do not agree")
-    launches: dict[str, list[int]] = {name: [] for name in ("opcode", "kernel", "first_operand")}
-    flat: list[int] = []
-    for number, rows in enumerate(operands):
-        for column, value in zip(launches.values(), (0, number, len(flat)), strict=True):
-            column.append(value)
-        flat += [_position(row, names) for row in rows]
-    starts = [sum(counts[:number]) for number in range(len(counts))]
-    regions = {"opcode": [0] * len(counts), "first_launch": starts, "launch_count": counts}
-    for place, name in enumerate(REGION_COLUMNS[1:], 1):
-        regions[name] = [row[place] for row in data["regions"]]
+    kernels = data["kernels"]
+    regions, region_of = _regions(data["regions"], len(kernels))
+    operand_counts = list(map(len, data["operands"]))
+    require(len(operand_counts) == len(kernels), "operands and kernels do not agree")
+    flat = [_position(row, names) for rows in data["operands"] for row in rows]
     return Program(
-        Columns(**launches, operand_count=[len(rows) for rows in operands], region=region_of),
+        Columns(
+            opcode=[0] * len(kernels),
+            kernel=list(range(len(kernels))),
+            first_operand=_starts(operand_counts),
+            operand_count=operand_counts,
+            region=region_of,
+        ),
         Columns(storage=flat, offset=[0] * len(flat)),
-        Columns(**regions),
+        regions,
         Columns(
             kind=[KINDS.index(s.kind) for s in memory.values()],
             dtype=[list(DTYPES).index(s.type.dtype.name) for s in memory.values()],
@@ -190,6 +175,39 @@ def _read(
         tuple(row[len(REGION_COLUMNS)] for row in data["regions"]),
         make_source,
     )
+
+
+def _storages(
+    rows: Any, reader: Reader, variables: Mapping[str, Variable], constants: Sequence[ConstantData]
+) -> dict[str, Storage]:
+    memory: dict[str, Storage] = {}
+    for name, kind, type_, value in rows:
+        variable, constant = None, None
+        typed = reader.type(type_)
+        if kind == "state":
+            variable = variables[value]
+            require(variable.type == typed, f"{name} is state of another type")
+        elif kind == "constant":
+            constant = _constant(value, typed, constants)
+        memory[name] = Storage(name, typed, kind, variable, constant)
+    require(len(memory) == len(rows), "two storages have one name")
+    return memory
+
+
+def _regions(rows: Any, launch_count: int) -> tuple[Columns, list[int]]:
+    """The columns of regions, and the region of every launch."""
+    whole = all(type(value) is int for row in rows for value in row[:-1])
+    require(whole, "a column of regions holds what is no integer")
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(REGION_COLUMNS)}
+    counts = columns["launch_count"]
+    require(sum(counts) == launch_count and min(counts, default=1) >= 1, "regions and kernels do not agree")
+    region_of = [number for number, count in enumerate(counts) for _ in range(count)]
+    return Columns(opcode=[0] * len(counts), first_launch=_starts(counts), **columns), region_of
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    """Where each of so many consecutive rows begin."""
+    return [0, *accumulate(counts)][:-1]
 
 
 def _position(value: Any, table: Sequence[Any]) -> int:

@@ -1,14 +1,10 @@
 """Strips of a product's own: which products copy columns for themselves, and that results stay the same."""
 
-import numpy as np
 import pytest
-from native_support import compiled as compile_stages
-from native_support import differences, execute
+from product_support import feeds_of, product, require_native_product, require_same_bits
 
-import graphc as gx
 from graphc.codegen.builder import Module
 from graphc.codegen.kernels import emit_kernel
-from graphc.codegen.threads import get_num_threads
 from graphc.errors import LoweringError
 from graphc.ir.machine import Machine
 from graphc.ir.parse_kernels import parse_kernel, parse_kernels
@@ -166,43 +162,13 @@ SIZES = [
 ]
 
 
-def product(form: str, m: int, k: int, n: int, dtype: str = "float32"):
-    a = gx.input("a", (k, m) if form == "tn" else (m, k), dtype=dtype)
-    b = gx.input("b", (n, k) if form == "nt" else (k, n), dtype=dtype)
-    return (a.T if form == "tn" else a) @ (b.T if form == "nt" else b)
-
-
-def feeds_of(form: str, m: int, k: int, n: int, dtype: str = "float32") -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(m)
-    a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
-    return {
-        "a": np.ascontiguousarray(a.T) if form == "tn" else a,
-        "b": np.ascontiguousarray(b.T) if form == "nt" else b,
-    }
-
-
 @pytest.mark.parametrize("form", ["nn", "nt", "tn"])
 @pytest.mark.parametrize("m, k, n, dtype", SIZES)
 def test_native_products_match_the_interpreter(form, m, k, n, dtype):
-    step = compile_stages({"c": (product(form, m, k, n, dtype) * 2.0).relu()})
-    assert "temp strip1" in print_kernels(step.stages.kernels)
     feeds = feeds_of(form, m, k, n, dtype)
-    native, _ = execute(step, feeds)
-    expected, _ = execute(step, feeds, "python")
-    assert not differences(native["c"], expected["c"], 2e-5)
+    require_native_product((product(form, m, k, n, dtype) * 2.0).relu(), feeds, "temp strip1")
 
 
 @pytest.mark.parametrize("form", ["nn", "nt", "tn"])
 def test_bits_do_not_depend_on_threads(form):
-    feeds = feeds_of(form, 131, 140, 507)
-    exe = gx.compile(product(form, 131, 140, 507))
-    assert "temp strip1" in exe.dump("kernels")
-    before = get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 8):
-            gx.set_num_threads(threads)
-            results.append(exe.run(feeds).copy())
-    finally:
-        gx.set_num_threads(before)
-    assert all((result == results[0]).all() for result in results)
+    require_same_bits(product(form, 131, 140, 507), feeds_of(form, 131, 140, 507), "temp strip1")

@@ -135,3 +135,12 @@ def test_turning_a_matrix_in_registers_reads_nothing_beyond_it(columns, dtype):
     exe = gx.compile(gx.transpose(x) if dtype == "bool" else gx.transpose(x) * gx.constant(1, dtype))
     data = (np.arange(columns * 64) % 251).reshape(columns, 64).astype(dtype)
     np.testing.assert_array_equal(exe.run({"x": data}), data.T)
+
+
+@pytest.mark.parametrize(("extent", "loops"), [(3, 1), (10, 1), (31, 1), (32, 1), (33, 2)])
+def test_a_loop_shorter_than_its_step_has_no_main_part(extent, loops):
+    exe = gx.compile(gx.input("v", (extent,)).exp())
+    _, text = emit_program(exe.ir.program, target_by_name("avx2"))
+    assert text.count("= phi i64") == loops
+    v = np.linspace(-3, 3, extent, dtype=np.float32)
+    np.testing.assert_allclose(exe.run(v=v), np.exp(v), rtol=1e-6)

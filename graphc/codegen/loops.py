@@ -9,7 +9,7 @@ The skeleton of a loop that is unrolled `count` times over vectors of `lanes` (s
 With a static extent the vector tail is one straight-line body whose last vector alone is masked, and the
 rows that a tile of sums leaves over are one smaller tile, or pairs where their number is not known: alone,
 each would wait for its own additions. There is no tail where the step is known to divide the extent, and for
-a chunked loop the granule too.
+a chunked loop the granule too, and no main part where the extent is known to be shorter than the step.
 """
 
 from __future__ import annotations
@@ -150,10 +150,13 @@ class Loops(Memory):
         )  # fmt: skip
         if step == 1 or whole:
             return [Segment(begin, end, stmt.tile, lanes, None)]
-        span = self.f.binary("sub", end, begin) if begin.ref != "0" else end
-        rest = self.f.binary("srem", span, constant(step, I64))
-        main_end = self.f.binary("sub", end, rest)
-        result = [Segment(begin, main_end, stmt.tile, lanes, None)]
+        rest = self.f.binary("sub", end, begin) if begin.ref != "0" else end
+        result: list[Segment] = []
+        main_end = begin
+        if not isinstance(stmt.extent, int) or stmt.extent >= step:
+            rest = self.f.binary("srem", rest, constant(step, I64))
+            main_end = self.f.binary("sub", end, rest)
+            result = [Segment(begin, main_end, stmt.tile, lanes, None)]
         count = 1
         if isinstance(stmt.extent, int) and self.granule % step == 0 and not stmt.vector:
             count = _left_over(stmt, stmt.extent % step)  # of the last chunk; the others have whole tiles

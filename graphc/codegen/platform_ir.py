@@ -9,8 +9,6 @@ No text names a symbol of the C library: what is called there is reached through
 
 from __future__ import annotations
 
-import re
-
 # Linux: the kernel compares the word's low half and puts the thread to sleep in one step.
 # Operations 128 and 129 are FUTEX_WAIT and FUTEX_WAKE, private to the process.
 _FUTEX = """
@@ -115,21 +113,3 @@ def float_mode_ir(*, x86: bool) -> str:
 def float_mode(x86: bool) -> int:
     """MXCSR (x86) or FPCR (ARM): round to nearest, no flush to zero, no traps."""
     return 0x1F80 if x86 else 0
-
-
-def expand(text: str, constants: dict[str, object], structs: dict[str, dict[str, int]]) -> str:
-    """Fills in `<NAME>` and the field lines `@struct field field@name ...`.
-
-    A field line gives one `%name = getelementptr i8, ptr %struct, i64 offset` for each field; `@name`
-    calls the address something other than the field.
-    """
-
-    def addresses(match: re.Match[str]) -> str:
-        offsets = structs[match[1]]
-        pairs = [(field, name or field) for field, _, name in (f.partition("@") for f in match[2].split())]
-        return "\n".join(
-            f"  %{name} = getelementptr i8, ptr %{match[1]}, i64 {offsets[field]}" for field, name in pairs
-        )
-
-    text = re.sub(rf"^  @({'|'.join(structs)}) (.*)$", addresses, text, flags=re.MULTILINE)
-    return re.sub(r"<([A-Za-z_]+)>", lambda match: str(constants[match[1]]), text)

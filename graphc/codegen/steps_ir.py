@@ -23,7 +23,7 @@ steps before it; or 0 with fewer steps where the step count in memory has passed
 from __future__ import annotations
 
 from graphc.codegen.launch_ir import HEADER_FIELDS as PROGRAM_FIELDS
-from graphc.codegen.platform_ir import expand
+from graphc.codegen.templates import expand, offsets
 
 HEADER_FIELDS = (
     "run", "program", "step_count", "done",
@@ -40,51 +40,39 @@ declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 
 define i64 @gx_steps(ptr %header) nounwind {
 entry:
-  @header run@u program@p step_count@n done indices@x batch@b cursor chunks@k array_count@a
-  %run = load ptr, ptr %u, align 8
-  %program = load ptr, ptr %p, align 8
-  %steps = load i64, ptr %n, align 8
-  %indices = load ptr, ptr %x, align 8
-  %batch = load i64, ptr %b, align 8
-  %chunks = load i64, ptr %k, align 8
-  %arrays = load i64, ptr %a, align 8
-  %gathers = icmp ne i64 %arrays, 0
-  @program pool@l parallel@f
-  %pool = load ptr, ptr %l, align 8
-  %parallel = load ptr, ptr %f, align 8
+  load @header ptr run, ptr program, i64 step_count, ptr indices, i64 batch, i64 chunks, i64 array_count
+  @header done cursor
+  load @program ptr pool, ptr parallel
+  %gathers = icmp ne i64 %array_count, 0
   store i64 0, ptr %done, align 8
-  br label %check
-check:
-  %i = phi i64 [ 0, %entry ], [ %j, %good ]
-  %left = icmp slt i64 %i, %steps
-  br i1 %left, label %each, label %finished
-each:
-  call void @gx_move_feeds(ptr %header, i64 %i)
-  %rated = call i1 @gx_set_rates(ptr %header)
-  br i1 %rated, label %rows, label %finished
+  for %i in 0..%step_count {
+    call void @gx_move_feeds(ptr %header, i64 %i)
+    %rated = call i1 @gx_set_rates(ptr %header)
+    br i1 %rated, label %rows, label %finished
 rows:
-  br i1 %gathers, label %gather, label %step
+    br i1 %gathers, label %gather, label %step
 gather:
-  %first = mul i64 %i, %batch
-  %own = getelementptr i64, ptr %indices, i64 %first
-  store ptr %own, ptr %cursor, align 8
-  %shared = icmp sgt i64 %chunks, 1
-  br i1 %shared, label %together, label %alone
+    %first = mul i64 %i, %batch
+    %own = getelementptr i64, ptr %indices, i64 %first
+    store ptr %own, ptr %cursor, align 8
+    %shared = icmp sgt i64 %chunks, 1
+    br i1 %shared, label %together, label %alone
 together:
-  %r1 = call i64 %parallel(ptr %pool, ptr @gx_gather, ptr %header, i64 %chunks)
-  br label %step
+    %r1 = call i64 %parallel(ptr %pool, ptr @gx_gather, ptr %header, i64 %chunks)
+    br label %step
 alone:
-  %r2 = call i64 @gx_gather(ptr %header, i64 0, i64 0)
-  br label %step
+    %r2 = call i64 @gx_gather(ptr %header, i64 0, i64 0)
+    br label %step
 step:
-  %code = call i64 %run(ptr %program)
-  %failed = icmp ne i64 %code, 0
-  br i1 %failed, label %stop, label %good
+    %code = call i64 %run(ptr %program)
+    %failed = icmp ne i64 %code, 0
+    br i1 %failed, label %stop, label %good
 good:
-  call void @gx_note(ptr %header, i64 %i)
-  %j = add i64 %i, 1
-  store i64 %j, ptr %done, align 8
-  br label %check
+    call void @gx_note(ptr %header, i64 %i)
+    %now_done = add i64 %i, 1
+    store i64 %now_done, ptr %done, align 8
+  }
+  br label %finished
 stop:
   ret i64 %code
 finished:
@@ -93,66 +81,37 @@ finished:
 
 define private void @gx_move_feeds(ptr %header, i64 %number) nounwind {
 entry:
-  @header program@p moving_count@n moving@m
-  %program = load ptr, ptr %p, align 8
-  @program feeds@f
-  %feeds = load ptr, ptr %f, align 8
-  %count = load i64, ptr %n, align 8
-  %rows = load ptr, ptr %m, align 8
-  br label %check
-check:
-  %i = phi i64 [ 0, %entry ], [ %j, %each ]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %each, label %done
-each:
-  %offset = mul i64 %i, <MOVING_BYTES>
-  %moving = getelementptr i8, ptr %rows, i64 %offset
-  @moving feed@d base@b stride@s
-  %feed = load i64, ptr %d, align 8
-  %base = load ptr, ptr %b, align 8
-  %stride = load i64, ptr %s, align 8
-  %distance = mul i64 %number, %stride
-  %address = getelementptr i8, ptr %base, i64 %distance
-  %slot = getelementptr ptr, ptr %feeds, i64 %feed
-  store ptr %address, ptr %slot, align 8
-  %j = add i64 %i, 1
-  br label %check
-done:
+  load @header ptr program, i64 moving_count, ptr moving@rows
+  load @program ptr feeds
+  for %moving %i in %rows[%moving_count] {
+    load @moving i64 feed, ptr base, i64 stride
+    %distance = mul i64 %number, %stride
+    %address = getelementptr i8, ptr %base, i64 %distance
+    %slot = getelementptr ptr, ptr %feeds, i64 %feed
+    store ptr %address, ptr %slot, align 8
+  }
   ret void
 }
 
 ; Whether there was a rate for this step: the count of updates may move on by less than one a run.
 define private i1 @gx_set_rates(ptr %header) nounwind {
 entry:
-  @header rate_count@n rates@r step@s first_step@f rate_limit@l
-  %count = load i64, ptr %n, align 8
-  %none = icmp eq i64 %count, 0
+  load @header i64 rate_count, ptr rates, ptr step@step_address, i64 first_step, i64 rate_limit
+  %none = icmp eq i64 %rate_count, 0
   br i1 %none, label %done, label %look
 look:
-  %rows = load ptr, ptr %r, align 8
-  %step_address = load ptr, ptr %s, align 8
   %step = load i64, ptr %step_address, align 8
-  %first = load i64, ptr %f, align 8
-  %limit = load i64, ptr %l, align 8
-  %position = sub i64 %step, %first
-  %known = icmp ult i64 %position, %limit
-  br i1 %known, label %check, label %passed
-check:
-  %i = phi i64 [ 0, %look ], [ %j, %each ]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %each, label %done
-each:
-  %offset = mul i64 %i, <RATE_BYTES>
-  %rate = getelementptr i8, ptr %rows, i64 %offset
-  @rate slot@d values@v bytes@b
-  %slot = load ptr, ptr %d, align 8
-  %values = load ptr, ptr %v, align 8
-  %bytes = load i64, ptr %b, align 8
-  %distance = mul i64 %position, %bytes
-  %value = getelementptr i8, ptr %values, i64 %distance
-  call void @gx_copy_row(ptr %slot, ptr %value, ptr %value, i64 %bytes)
-  %j = add i64 %i, 1
-  br label %check
+  %position = sub i64 %step, %first_step
+  %known = icmp ult i64 %position, %rate_limit
+  br i1 %known, label %set, label %passed
+set:
+  for %rate %i in %rates[%rate_count] {
+    load @rate ptr slot, ptr values, i64 bytes
+    %distance = mul i64 %position, %bytes
+    %value = getelementptr i8, ptr %values, i64 %distance
+    call void @gx_copy_row(ptr %slot, ptr %value, ptr %value, i64 %bytes)
+  }
+  br label %done
 done:
   ret i1 true
 passed:
@@ -161,27 +120,13 @@ passed:
 
 define private void @gx_note(ptr %header, i64 %number) nounwind {
 entry:
-  @header note_count@n notes@r
-  %count = load i64, ptr %n, align 8
-  %rows = load ptr, ptr %r, align 8
-  br label %check
-check:
-  %i = phi i64 [ 0, %entry ], [ %j, %each ]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %each, label %done
-each:
-  %offset = mul i64 %i, <NOTE_BYTES>
-  %note = getelementptr i8, ptr %rows, i64 %offset
-  @note source@s history@h bytes@b
-  %source = load ptr, ptr %s, align 8
-  %history = load ptr, ptr %h, align 8
-  %bytes = load i64, ptr %b, align 8
-  %distance = mul i64 %number, %bytes
-  %place = getelementptr i8, ptr %history, i64 %distance
-  call void @gx_copy_row(ptr %place, ptr %source, ptr %source, i64 %bytes)
-  %j = add i64 %i, 1
-  br label %check
-done:
+  load @header i64 note_count, ptr notes
+  for %note %i in %notes[%note_count] {
+    load @note ptr source, ptr history, i64 bytes
+    %distance = mul i64 %number, %bytes
+    %place = getelementptr i8, ptr %history, i64 %distance
+    call void @gx_copy_row(ptr %place, ptr %source, ptr %source, i64 %bytes)
+  }
   ret void
 }
 """
@@ -190,57 +135,32 @@ done:
 _GATHER = """
 define private i64 @gx_gather(ptr %header, i64 %chunk, i64 %worker) nounwind {
 entry:
-  @header array_count@n arrays@a cursor@c batch@b chunk_rows@k
-  %count = load i64, ptr %n, align 8
-  %table = load ptr, ptr %a, align 8
-  %indices = load ptr, ptr %c, align 8
-  %batch = load i64, ptr %b, align 8
-  %size = load i64, ptr %k, align 8
-  %begin = mul i64 %chunk, %size
-  %stop = add i64 %begin, %size
-  %short = icmp slt i64 %stop, %batch
-  %end = select i1 %short, i64 %stop, i64 %batch
+  load @header i64 array_count, ptr arrays, ptr cursor@indices, i64 batch, i64 chunk_rows
+  %begin = mul i64 %chunk, %chunk_rows
+  %rest = sub i64 %batch, %begin
+  %whole = icmp slt i64 %chunk_rows, %rest
+  %rows = select i1 %whole, i64 %chunk_rows, i64 %rest
   %last = sub i64 %batch, 1
-  br label %arrays
-arrays:
-  %i = phi i64 [ 0, %entry ], [ %j, %next_array ]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %each, label %done
-each:
-  %offset = mul i64 %i, <ARRAY_BYTES>
-  %array = getelementptr i8, ptr %table, i64 %offset
-  @array source@s stride@t bytes@y buffer@u ahead@h
-  %source = load ptr, ptr %s, align 8
-  %stride = load i64, ptr %t, align 8
-  %bytes = load i64, ptr %y, align 8
-  %buffer = load ptr, ptr %u, align 8
-  %ahead = load i64, ptr %h, align 8
-  br label %rows
-rows:
-  %r = phi i64 [ %begin, %each ], [ %r1, %copy ]
-  %more = icmp slt i64 %r, %end
-  br i1 %more, label %copy, label %next_array
-copy:
-  %index_address = getelementptr i64, ptr %indices, i64 %r
-  %index = load i64, ptr %index_address, align 8
-  %later = add i64 %r, %ahead
-  %inside = icmp slt i64 %later, %last
-  %later_row = select i1 %inside, i64 %later, i64 %last
-  %later_address = getelementptr i64, ptr %indices, i64 %later_row
-  %later_index = load i64, ptr %later_address, align 8
-  %from = mul i64 %index, %stride
-  %row = getelementptr i8, ptr %source, i64 %from
-  %later_from = mul i64 %later_index, %stride
-  %coming = getelementptr i8, ptr %source, i64 %later_from
-  %to = mul i64 %r, %bytes
-  %place = getelementptr i8, ptr %buffer, i64 %to
-  call void @gx_copy_row(ptr %place, ptr %row, ptr %coming, i64 %bytes)
-  %r1 = add i64 %r, 1
-  br label %rows
-next_array:
-  %j = add i64 %i, 1
-  br label %arrays
-done:
+  for %array %i in %arrays[%array_count] {
+    load @array ptr source, i64 stride, i64 bytes, ptr buffer, i64 ahead
+    for %k in 0..%rows {
+      %r = add i64 %begin, %k
+      %index_address = getelementptr i64, ptr %indices, i64 %r
+      %index = load i64, ptr %index_address, align 8
+      %later = add i64 %r, %ahead
+      %inside = icmp slt i64 %later, %last
+      %later_row = select i1 %inside, i64 %later, i64 %last
+      %later_address = getelementptr i64, ptr %indices, i64 %later_row
+      %later_index = load i64, ptr %later_address, align 8
+      %from = mul i64 %index, %stride
+      %row = getelementptr i8, ptr %source, i64 %from
+      %later_from = mul i64 %later_index, %stride
+      %coming = getelementptr i8, ptr %source, i64 %later_from
+      %to = mul i64 %r, %bytes
+      %place = getelementptr i8, ptr %buffer, i64 %to
+      call void @gx_copy_row(ptr %place, ptr %row, ptr %coming, i64 %bytes)
+    }
+  }
   ret i64 0
 }
 
@@ -327,21 +247,11 @@ done:
 def steps_ir() -> str:
     """The text of gx_steps (no target triple): a module of its own, which calls all others by address."""
     structs = {
-        "header": _offsets(HEADER_FIELDS),
-        "program": _offsets(PROGRAM_FIELDS),
-        "moving": _offsets(MOVING_FIELDS),
-        "array": _offsets(ARRAY_FIELDS),
-        "rate": _offsets(RATE_FIELDS),
-        "note": _offsets(NOTE_FIELDS),
+        "header": offsets(HEADER_FIELDS),
+        "program": offsets(PROGRAM_FIELDS),
+        "moving": offsets(MOVING_FIELDS),
+        "array": offsets(ARRAY_FIELDS),
+        "rate": offsets(RATE_FIELDS),
+        "note": offsets(NOTE_FIELDS),
     }
-    constants: dict[str, object] = {
-        "MOVING_BYTES": 8 * len(MOVING_FIELDS),
-        "ARRAY_BYTES": 8 * len(ARRAY_FIELDS),
-        "RATE_BYTES": 8 * len(RATE_FIELDS),
-        "NOTE_BYTES": 8 * len(NOTE_FIELDS),
-    }
-    return expand(_STEPS + _GATHER, constants, structs)
-
-
-def _offsets(fields: tuple[str, ...]) -> dict[str, int]:
-    return {field: 8 * i for i, field in enumerate(fields)}
+    return expand(_STEPS + _GATHER, {}, structs)

@@ -37,6 +37,7 @@ def expand(
 ) -> str:
     """The LLVM text for a text in this notation. `sizes` are those of structs whose fields are not 8 bytes
     each. KeyError for a name that is not known."""
+    text = re.sub(r"<([A-Za-z_]+)>", lambda match: str(constants[match[1]]), text)
     sizes = {name: 8 * len(fields) for name, fields in structs.items()} | dict(sizes or {})
     lines: list[str] = []
     loops: list[str] = []
@@ -62,7 +63,7 @@ def expand(
             lines += _fields(f"%{struct}{digit}", structs[struct], fields, loads=bool(loads))
         else:
             lines.append(line)
-    return re.sub(r"<([A-Za-z_]+)>", lambda match: str(constants[match[1]]), "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _loop_head(number: str, block: str, count: str) -> list[str]:

@@ -23,7 +23,8 @@ the same names and explores all their interleavings. A change here is a change t
 
 from __future__ import annotations
 
-from graphc.codegen.platform_ir import expand, float_mode, float_mode_ir, parking_ir
+from graphc.codegen.platform_ir import float_mode, float_mode_ir, parking_ir
+from graphc.codegen.templates import expand
 
 MAX_THREADS = 64
 FIELD_BITS = 21

@@ -10,6 +10,10 @@ Kernels without a chunk axis run as one chunk, so any row of them is a region.
 Nor do products share a region if what every chunk of them reads again, such as their weights, exceeds what a
 core's cache keeps: chunk by chunk each would fetch its weights anew. One after the other, each has
 them at hand for all of its chunks, and the rows that pass between them come once.
+
+A kernel whose chunks keep large copies of its result wants few and long chunks. It joins a region where it is
+much of the work and reads again what the region has read: rows then come from memory once, and from the
+core's own cache for the copies. Elsewhere it stays alone, and the others keep their short chunks.
 """
 
 from __future__ import annotations

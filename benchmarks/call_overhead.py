@@ -19,6 +19,7 @@ from typing import Any
 from workloads import BY_NAME
 
 import graphc as gx
+from graphc import calls
 from graphc.codegen.steps import Span
 
 WARM_UP = 200
@@ -101,9 +102,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--steps", type=int, default=100_000, help="calls that are looked at for growth")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--long", action="store_true", help="as a step of over 10 us: locks, no GIL")
     arguments = parser.parse_args()
     if arguments.threads:
         gx.set_num_threads(arguments.threads)
+    if arguments.long:
+        calls.LONG_NANOSECONDS = -1
     workload = BY_NAME[arguments.workload]
     contender = workload.graphc(workload.data())
     executable, feeds = contender.executable, dict(contender.feeds)

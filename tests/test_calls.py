@@ -12,10 +12,11 @@ import pytest
 from thread_support import in_threads
 
 import graphc as gx
-from graphc import calls
+from graphc import calls, steps
 from graphc.codegen.cpython import native_calls
 from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.steps import Span
+from graphc.codegen.threads import get_num_threads, set_num_threads
 from graphc.errors import DTypeError, FeedError, IndexRangeError, ShapeError, UsageError
 from graphc.executable import Executable
 from graphc.ir.addresses import address_of
@@ -668,6 +669,61 @@ def counter(length=1):
     loss = gx.sum(w * x)
     step = gx.compile(loss, loss=loss, optimizer=gx.optim.SGD(lr=1.0))
     return step, np.full(length, -1, np.float32), gx.compile(w * 1.0)
+
+
+def test_everything_at_once(length, monkeypatch):
+    """Executables that share a parameter, all ways to run, finalizers that run, changing thread counts."""
+    monkeypatch.setattr(steps, "FEW_BATCHES", 0)
+    elements = 3000
+    w = gx.param("w", (elements,), init=np.zeros(elements, np.float32))
+    x = gx.input("x", (gx.dim("B"), elements))
+    loss = gx.mean(gx.sum(w * x, axis=1))
+    step = gx.compile(loss, loss=loss, optimizer=gx.optim.SGD(lr=1.0))
+    scheduled = gx.compile({"now": w * 1.0}, loss=loss, optimizer=gx.optim.SGD(lr=lambda count: 1.0))
+    reader = gx.compile(w * 1.0)
+    feed, data = np.full((4, elements), -1, np.float32), {"x": np.full((19, elements), -1, np.float32)}
+    finished = threading.Event()
+
+    def look(values=None):
+        values = reader.run() if values is None else values
+        assert (values == values[0]).all(), "a read between two halves of a step"
+
+    class Looks:
+        def __init__(self):
+            self.me = self  # for the collector
+
+        def __del__(self):
+            look()
+
+    def read():
+        for _ in range(60):
+            look()
+            Looks()
+
+    def change():
+        count = get_num_threads()
+        while not finished.is_set():
+            set_num_threads(1 + gc.collect() % 3)
+            look(step.state_dict()["w"])
+        set_num_threads(count)
+
+    bound = [step.bind(x=feed.copy()) for _ in range(2)]
+    work = [lambda: step.run(x=feed), lambda: look(scheduled.run(x=feed[:2])["now"]), *bound]
+    others = threading.Thread(target=change)
+    others.start()
+    try:
+        in_threads(
+            [
+                *(lambda one=one: [one() for _ in range(60)] for one in work),
+                lambda: [step.fit(data, batch_size=8, progress=False) for _ in range(5)],
+                lambda: [step.evaluate(data, batch_size=8) for _ in range(5)],
+                read,
+            ]
+        )
+    finally:
+        finished.set()
+        others.join(60)
+    assert (step.params["w"] == 60 * len(work) + 5 * 3).all()
 
 
 @pytest.mark.parametrize("elements", [1, 5000])

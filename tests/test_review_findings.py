@@ -53,9 +53,10 @@ def test_an_assignment_is_not_unrolled_into_one(tile, vector):
 
 def test_a_local_array_is_not_shared_by_lanes():
     stored = Store("row", (Affine(),), Const(1.0, float32))
-    body = [For("i", 8, (Temp("row", float32, (3,)), stored), vector=True)]
+    lanes = For("i", 8, (Temp("row", float32, (3,)), stored), vector=True)
+    emitted([lanes])  # one for each lane
     with pytest.raises(LoweringError, match="row"):
-        emitted(body)
+        emitted([For("r", 8, (lanes,), tile=4)])
 
 
 def test_state_is_read_before_the_same_kernel_overwrites_it():

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,6 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.python_kernels import CheckFailure
 from graphc.ir.types import Extent, TensorType, dims_of, evaluate
-from graphc.records import dataclass
 
 Array = np.ndarray[Any, Any]
 

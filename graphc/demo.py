@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ import numpy as np
 import graphc as gx
 from graphc import data
 from graphc.errors import UsageError
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.executable import Executable

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -29,7 +30,6 @@ from graphc.ir.slabs import place_variables
 from graphc.ir.storage import Storage
 from graphc.ir.tables import BoundProgram, Program
 from graphc.ir.types import evaluate
-from graphc.records import dataclass
 from graphc.results import ResultPool
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.ir.binding import guards_of, symbolic_extents
 from graphc.ir.graph import Node, Variable
 from graphc.ir.types import Extent, Guard, TensorType
-from graphc.records import dataclass
 from graphc.updates import OptimizerPlan
 
 if TYPE_CHECKING:

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphc import dsl, functions
 from graphc.dsl import DTypeLike, ShapeLike, Tensor
 from graphc.errors import DeclarationError
-from graphc.records import dataclass
 from graphc.sites import call_site
 
 Names = str | Sequence[str]

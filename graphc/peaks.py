@@ -21,6 +21,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ from graphc import settings
 from graphc.ir.graph import Variable
 from graphc.ir.types import TensorType, float32
 from graphc.ir.work import TRANSCENDENTALS
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.codegen.launch import ProgramBlock

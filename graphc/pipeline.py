@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from graphc.dsl import from_operand
@@ -43,7 +44,6 @@ from graphc.ir.rewrite.shapes import canonical_views
 from graphc.ir.rewrite.transposes import fold_transposes
 from graphc.ir.schedule import schedule
 from graphc.ir.strips import own_strips
-from graphc.records import dataclass
 from graphc.request import Request
 from graphc.sites import SITES, origins_of
 from graphc.stages import CompiledStages, PassRecord

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from graphc.ir.graph import Operand, Variable
 from graphc.ir.machine import Machine
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.updates import Optimizer

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ import numpy as np
 from graphc.errors import UsageError
 from graphc.ir.work import Work, work_of
 from graphc.peaks import Peaks, machine_peaks
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.codegen.launch import ProgramBlock

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphc.errors import UsageError
 from graphc.ir.graph import Graph, Variable
-from graphc.records import dataclass
 
 # Printing takes modules that a step from the cache runs without.
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from graphc.codegen.cache import Parts
 from graphc.engine import Engine
 from graphc.interface import Interface, interface_of
 from graphc.ir.graph import Graph
 from graphc.ir.types import Guard
-from graphc.records import dataclass
 from graphc.stages import CompiledStages
 from graphc.updates import OptimizerPlan
 

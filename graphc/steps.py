@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,6 @@ from graphc.feeds import convert
 from graphc.figures import figure_labels
 from graphc.ir.addresses import address_of, aligned_bytes, pins
 from graphc.ir.types import evaluate
-from graphc.records import dataclass
 from graphc.updates import LearningRate, OptimizerPlan, checked_rate
 
 if TYPE_CHECKING:

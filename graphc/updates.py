@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +15,6 @@ from graphc.dsl import Tensor
 from graphc.errors import DeclarationError
 from graphc.ir.graph import Variable
 from graphc.ir.types import DType, TensorType, float32, int64, promote
-from graphc.records import dataclass
 from graphc.sites import meant, names_options
 
 LearningRate = float | Callable[[int], float]

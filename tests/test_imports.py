@@ -15,7 +15,7 @@ PACKAGE = ROOT / "graphc"
 
 # Imports within graphc.ir run from a later rank to an earlier one, or stay within a rank.
 RANKS = (
-    ("graphc.errors", "graphc.records", "graphc.ir.addresses"),
+    ("graphc.errors", "graphc.ir.addresses"),
     ("graphc.ir.types",),
     ("graphc.ir.scalar",),
     ("graphc.ir.ops",),
@@ -25,7 +25,6 @@ RANKS = (
 CODEGEN_MAY_IMPORT = (
     "graphc.codegen",
     "graphc.errors",
-    "graphc.records",
     "graphc.settings",
     "graphc.sources",
     "graphc.ir.types",

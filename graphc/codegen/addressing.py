@@ -7,11 +7,12 @@ what a tile adds (row 3, vector 1) becomes a constant displacement where strides
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from graphc.codegen.builder import I64, PTR, Function, LLType, Value, constant, memory_type
 from graphc.codegen.tiles import Axis, Scope, Tile
 from graphc.ir.kernels import CHUNK, Affine, Index, contiguous_strides
 from graphc.ir.types import DType, Extent, Shape
-from graphc.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

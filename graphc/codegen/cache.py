@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from typing import Any
 from graphc import settings
 from graphc.codegen.jit import CODEGEN_OPTIONS, compile_object, llvm_version
 from graphc.codegen.target import Target
-from graphc.records import dataclass
 from graphc.sources import digest_of, sources_in
 
 MAGIC = b"graphc\r\x01"

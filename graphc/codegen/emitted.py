@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from graphc.ir.types import Extent
-from graphc.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

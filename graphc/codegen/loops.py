@@ -14,6 +14,8 @@ a chunked loop the granule too, and no main part where the extent is known to be
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from graphc.codegen.builder import I64, Function, LLType, Value, constant, register_type
 from graphc.codegen.memory import Memory
 from graphc.codegen.scalars import emit_combine, reduce_lanes
@@ -22,7 +24,6 @@ from graphc.errors import LoweringError
 from graphc.ir.kernels import Assign, Body, Combine, For, names_used, walk_stmts
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import divides
-from graphc.records import dataclass
 
 LEAST_PAIRED = 4
 """Rows of a tile from which on what it leaves is more than a pair."""

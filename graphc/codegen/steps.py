@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from graphc.codegen.steps_ir import (
     steps_ir,
 )
 from graphc.codegen.target import host_target
-from graphc.records import dataclass
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 

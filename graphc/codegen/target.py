@@ -7,12 +7,11 @@ so that a text or an object made on one machine is the same on another.
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 from graphc import settings
 from graphc.errors import UsageError
-from graphc.records import dataclass
 
 _AVX2 = ("avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")

@@ -9,12 +9,11 @@ epilogue and a row sweep one mechanism.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import product
 
 from graphc.codegen.builder import Region, Value
 from graphc.ir.types import DType, Extent
-from graphc.records import dataclass
 
 Key = tuple[int, ...]
 

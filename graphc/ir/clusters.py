@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from graphc.errors import VerifyError
@@ -12,7 +12,6 @@ from graphc.ir.access import Label, Read, Reader
 from graphc.ir.graph import Node, Origin
 from graphc.ir.ops.contract import split_spec
 from graphc.ir.types import Extent
-from graphc.records import dataclass
 
 T = TypeVar("T", bound=Hashable)
 

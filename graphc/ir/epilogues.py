@@ -22,7 +22,7 @@ costs nothing: panels of the right operand then come from the second-level cache
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graphc.ir.kernels import (
     Affine,
@@ -49,7 +49,6 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.machine import Machine
 from graphc.ir.work import TRANSCENDENTALS
-from graphc.records import dataclass
 
 STREAMED_BYTES = 24
 """Bytes moved for each element of a product from which on an epilogue's time is that of memory."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,6 @@ import numpy as np
 
 from graphc.errors import DeclarationError, UsageError
 from graphc.ir.types import DType, SymbolicExtent, TensorType
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     import networkx

@@ -7,12 +7,11 @@ their profiles few, so what a merge has to look at stays small as groups grow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from graphc.ir.access import Label, Read
 from graphc.ir.graph import Node
-from graphc.records import dataclass
 
 
 class Profile(NamedTuple):

@@ -34,7 +34,7 @@ changed by `Combine`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import is_not
 from typing import Any
@@ -42,7 +42,6 @@ from typing import Any
 from graphc.ir.scalar import result_dtype
 from graphc.ir.storage import Storage as Storage
 from graphc.ir.types import DType, Extent, Shape, TensorType, bool_, dim, evaluate, int64
-from graphc.records import dataclass
 
 STREAM_BYTES = 2**25
 """What the last-level cache holds, on common server cores."""

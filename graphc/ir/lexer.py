@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import numpy as np
 
 from graphc.errors import GraphcError, ParseError
 from graphc.ir.types import DTYPES, SHORT_NAMES, DType, Extent, TensorType, parse_extent
-from graphc.records import dataclass
 
 T = TypeVar("T")
 DTYPES_BY_SHORT_NAME = {short: DTYPES[name] for name, short in SHORT_NAMES.items()}

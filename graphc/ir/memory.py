@@ -12,11 +12,11 @@ Live ranges follow from the program alone. Sizes, and therefore offsets, follow 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from graphc.ir.kernels import Affine, Kernel, KernelProgram
 from graphc.ir.packing import Block
 from graphc.ir.regions import Access, Region, accesses_of
-from graphc.records import dataclass
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from graphc.ir.types import Extent
-from graphc.records import dataclass
 
 ALIGNMENT = 64
 

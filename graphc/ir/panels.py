@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graphc.ir.kernels import (
     CHUNK,
@@ -50,7 +50,6 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.machine import Machine
 from graphc.ir.prefetch import rows_behind
-from graphc.records import dataclass
 
 MOST_ROWS = 1024
 """Rows from which on a copy of the panels costs next to nothing."""

@@ -8,7 +8,7 @@ formed, not yet valid: `graphc.ir.verify` checks the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from graphc.errors import ParseError
 from graphc.ir.kernels import (
@@ -44,7 +44,6 @@ from graphc.ir.literals import Bindings, read_data, read_variable
 from graphc.ir.scalar import PRIMITIVES
 from graphc.ir.text_kernels import COMBINE_SYMBOLS, HEADER, PRECEDENCE
 from graphc.ir.types import DType, Extent, TensorType, bool_, float32, float64, int64
-from graphc.records import dataclass
 
 _COMBINES = {symbol: combine for combine, symbol in COMBINE_SYMBOLS.items()}
 _ASSIGNING = ("[", "=", *_COMBINES)

@@ -32,7 +32,7 @@ each step they ask for the next bytes of the next panel, all of which is there w
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import gcd
 
 from graphc.ir.cost import statements_cost
@@ -58,7 +58,6 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.machine import Machine
 from graphc.ir.types import Extent, floordiv
-from graphc.records import dataclass
 
 NEAR_BYTES = 2**19
 """A buffer of at most so many bytes stays in a core's own caches from one step to the next."""

@@ -19,7 +19,7 @@ core's own cache for the copies. Elsewhere it stays alone, and the others keep t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
 
@@ -42,7 +42,6 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.types import Extent, dims_of, evaluate, floordiv
-from graphc.records import dataclass
 
 # Bytes of a partial result beyond which a kernel's chunks are cut to suit it, not its neighbours.
 LARGE_COPY = 4096

@@ -8,12 +8,12 @@ traced into a kernel expression, from which code is emitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from graphc.ir.types import DType, bool_
-from graphc.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,6 @@ from graphc.ir.addresses import address_of, aligned_bytes, round_up
 from graphc.ir.graph import Variable
 from graphc.ir.locks import SlabLock
 from graphc.ir.types import evaluate
-from graphc.records import dataclass
 
 Array = np.ndarray[Any, Any]
 _lock = threading.RLock()

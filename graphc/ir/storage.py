@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.ir.types import TensorType
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.ir.graph import ConstantData, Variable

@@ -19,7 +19,7 @@ as wide as there are columns left.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graphc.ir.kernels import (
     CHUNK,
@@ -49,7 +49,6 @@ from graphc.ir.kernels import (
 from graphc.ir.machine import Machine
 from graphc.ir.panels import FEWEST_CHUNKS, MOST_ROWS
 from graphc.ir.prefetch import ROWS_AHEAD, rows_behind
-from graphc.records import dataclass
 
 SMALLEST_BYTES = 2**16
 """Operands smaller than this stay in cache as they are."""

@@ -22,6 +22,7 @@ a reduction leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ import numpy as np
 from graphc.ir.packing import Block, Layout, pack
 from graphc.ir.storage import Storage
 from graphc.ir.types import Extent, TensorType, evaluate
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.ir.kernels import Kernel, KernelProgram

@@ -8,6 +8,7 @@ looked through, and pad, concat, gather and pick pull their operands at other in
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.errors import LoweringError
@@ -35,7 +36,6 @@ from graphc.ir.kernels import (
 )
 from graphc.ir.literals import plain_name
 from graphc.ir.types import Extent, Shape, TensorType, floordiv, int64
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.ir.lower import Lowering

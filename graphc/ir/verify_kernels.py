@@ -8,7 +8,7 @@ vectorised loop is changed by Combine alone, and a buffer is used only as it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from graphc.errors import VerifyError
@@ -42,7 +42,6 @@ from graphc.ir.literals import LITERAL_NAMES, PLAIN_NAME
 from graphc.ir.scalar import COMBINES, PRIMITIVES, result_dtype
 from graphc.ir.text_kernels import format_body, format_buffer, kernel_head
 from graphc.ir.types import DType, Extent, Shape, TensorType, dims_of, provably_different
-from graphc.records import dataclass
 
 FORMS = ("map", "rows", "columns", "contract", "window", "move", "check")
 KINDS = ("input", "state", "constant", "temporary", "output")

@@ -10,7 +10,7 @@ elements of their own. Index arithmetic, integers, casts, negations and selects 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from graphc.ir.kernels import (
     Body,
@@ -25,7 +25,6 @@ from graphc.ir.kernels import (
     walk_expr,
 )
 from graphc.ir.types import DType, evaluate
-from graphc.records import dataclass
 
 TRANSCENDENTALS = ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow")
 """The primitives that are computed by polynomials, each at a rate of its own."""

@@ -7,10 +7,10 @@ contracted or reassociated: `a * b + c` rounds twice, `fma(a, b, c)` once where 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Union
 
 from graphc.codegen.builder import Function, LLType, Value, constant
-from graphc.records import dataclass
 
 Operand = Union["Number", float, int]
 

@@ -23,13 +23,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from graphc.errors import DeclarationError, NotDifferentiableError
 from graphc.ir.types import TensorType
-from graphc.records import dataclass
 
 if TYPE_CHECKING:
     from graphc.ir.graph import Attrs, GraphBuilder, Node, Operand

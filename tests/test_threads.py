@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -312,6 +313,37 @@ def test_workers_block_signals() -> None:
         masks.append(int(status["SigBlk"], 16))
     assert any(mask & 1 << 1 for mask in masks), "no thread blocks SIGINT"
     assert not masks[0] & 1 << 1
+
+
+def allowed_cpus() -> dict[int, set[int]]:
+    """The CPUs of every thread of this process, by its id."""
+    return {
+        int(task.name): os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()
+    }
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs of Linux"
+)
+@pytest.mark.parametrize("crowded", [False, True])
+def test_woken_workers_leave_the_callers_cpu(crowded: bool) -> None:
+    own = os.sched_getaffinity(0)
+    set_num_threads(1)  # ends the workers that earlier tests left
+    others = set(allowed_cpus())
+    set_num_threads(len(own) + 1 if crowded else 2)
+    run(pool(), work(8), 8)
+    workers = set(allowed_cpus()) - others
+    assert len(workers) == (len(own) if crowded else 1)
+    try:
+        for cpu in sorted(own)[:2]:
+            os.sched_setaffinity(0, {cpu})
+            while pool()._read("parked") < len(workers):
+                time.sleep(0.001)
+            assert run(pool(), work(8), 8) == 0
+            for worker in workers:
+                assert allowed_cpus()[worker] == (own if crowded else own - {cpu})
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def rows(*values: tuple[int, ...], columns: int) -> np.ndarray:

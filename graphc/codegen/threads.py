@@ -30,6 +30,7 @@ from graphc.codegen.jit import LoadedCode
 from graphc.codegen.launch_ir import launch_ir
 from graphc.codegen.target import host_target
 from graphc.codegen.threads_ir import (
+    CPU_BYTES,
     MAX_THREADS,
     NO_CHUNK,
     POOL_BYTES,
@@ -166,8 +167,18 @@ class ThreadPool:
             self._write_slot(worker, "taken", 0)
         # More threads than CPUs: one that spins would take the CPU from one that works.
         self._write("spins", DEFAULT_SPINS if threads <= available_cpus() else 0)
+        self._write("kept_free", -1)
+        self._write_cpus()
         self._write("threads", threads)
         self._write("busy", 0)  # last: it opens the pool
+
+    def _write_cpus(self) -> None:
+        """Notes the CPUs of this process for workers, which `gx_leave_callers_cpu` moves among them."""
+        if hasattr(os, "sched_getaffinity"):
+            bits = sum(1 << cpu for cpu in os.sched_getaffinity(0) if cpu < 8 * CPU_BYTES)
+            for position in range(0, CPU_BYTES, 8):
+                word = bits >> 8 * position & 0xFFFF_FFFF_FFFF_FFFF
+                self._memory.word(POOL_OFFSETS["cpus"] + position).value = word
 
     def _read(self, field: str) -> int:
         return self._memory.word(POOL_OFFSETS[field]).value
@@ -308,6 +319,9 @@ class _Libc:
             "pthread_cond_wait", "pthread_cond_broadcast", "sched_yield",
         ):  # fmt: skip
             addresses[name] = ctypes.cast(getattr(self._functions, name), ctypes.c_void_p).value or 0
+        for name in ("sched_getcpu", "pthread_setaffinity_np"):  # Linux's
+            function = getattr(self._functions, name, None)
+            addresses[name] = (ctypes.cast(function, ctypes.c_void_p).value if function else 0) or 0
         for name, address in addresses.items():
             memory.word(POOL_OFFSETS[name]).value = address
 

@@ -6,6 +6,7 @@
                 busy    ;                     bit 0: a region runs; bit 1: the pool is closed
                 wake_word, parked  ;          what idle workers sleep on; how many went to sleep
                 settings, libc addresses  ;   written by Python while no worker runs
+                cpus, kept_free  ;            where workers may run; the one CPU of these that they leave
                 slot*                         one per worker, slot 0 is the caller's
 
     gx_parallel   publish ──> take chunks ──> wait for what workers hold ──> lowest error
@@ -34,6 +35,8 @@ NO_CHUNK = -1  # as unsigned, above every chunk
 YIELD_PAUSES = 1 << 8
 """A waiting thread yields its CPU whenever so many pauses, about 6 us, have passed: a power of two."""
 SLOT_BYTES = 64
+CPU_BYTES = 128
+"""A set of CPUs, a bit each, of glibc's usual size."""
 _LINE = 128  # adjacent-line prefetch makes two 64-byte lines one unit of contention
 
 POOL_OFFSETS: dict[str, int] = {
@@ -63,7 +66,11 @@ POOL_OFFSETS: dict[str, int] = {
     "pthread_cond_wait": 5 * _LINE + 104,
     "pthread_cond_broadcast": 5 * _LINE + 112,
     "sched_yield": 5 * _LINE + 120,
-    "slots": 6 * _LINE,
+    "sched_getcpu": 6 * _LINE,
+    "pthread_setaffinity_np": 6 * _LINE + 8,
+    "kept_free": 6 * _LINE + 16,
+    "cpus": 7 * _LINE,
+    "slots": 8 * _LINE,
 }
 SLOT_OFFSETS: dict[str, int] = {
     "pool": 0, "index": 8, "handle": 16, "taken": 24, "failed_chunk": 32, "failed_code": 40,
@@ -281,11 +288,70 @@ done:
 define private void @gx_wake_workers(ptr %pool) nounwind noinline {
 entry:
   @pool wake_word parked
+  call void @gx_leave_callers_cpu(ptr %pool)
   %zeroed = atomicrmw xchg ptr %parked, i64 0 seq_cst, align 8                    ; step: zero_parked
   %bumped = atomicrmw add ptr %wake_word, i64 1 seq_cst, align 8                  ; step: bump_wake_word
   call void @gx_wake(ptr %pool, ptr %wake_word)                                   ; step: wake_workers
   ret void
 }
+
+; Keeps workers off the CPU of the caller that wakes them: Linux likes to wake a thread where its waker
+; runs, though another CPU is idle, and there it would wait for milliseconds until it is moved.
+define private void @gx_leave_callers_cpu(ptr %pool) nounwind noinline {
+entry:
+  @pool threads started spins cpus kept_free sched_getcpu@g pthread_setaffinity_np@s
+  %cpu_of_caller = load ptr, ptr %g, align 8
+  %set_affinity = load ptr, ptr %s, align 8
+  %unknown = icmp eq ptr %cpu_of_caller, null
+  br i1 %unknown, label %done, label %ask
+ask:
+  ; With more threads than CPUs (they do not spin) the caller's CPU is one that workers need.
+  %pauses = load i64, ptr %spins, align 8
+  %crowded = icmp eq i64 %pauses, 0
+  br i1 %crowded, label %done, label %look
+look:
+  %cpu = call i32 %cpu_of_caller()
+  %wide = sext i32 %cpu to i64
+  %before = load i64, ptr %kept_free, align 8
+  %same = icmp eq i64 %before, %wide
+  %listed = icmp ult i64 %wide, <LISTED_CPUS>
+  %differs = xor i1 %same, true
+  %moves = and i1 %differs, %listed
+  br i1 %moves, label %free, label %done
+free:
+  store i64 %wide, ptr %kept_free, align 8
+  %mask = alloca [<CPU_BYTES> x i8], align 16
+  call void @llvm.memcpy.p0.p0.i64(ptr %mask, ptr %cpus, i64 <CPU_BYTES>, i1 false)
+  %byte_number = lshr i64 %wide, 3
+  %byte = getelementptr i8, ptr %mask, i64 %byte_number
+  %low = trunc i64 %wide to i8
+  %in_byte = and i8 %low, 7
+  %bit = shl i8 1, %in_byte
+  %others = xor i8 %bit, -1
+  %all = load i8, ptr %byte, align 1
+  %rest = and i8 %all, %others
+  store i8 %rest, ptr %byte, align 1
+  %count = load i64, ptr %started, align 8
+  br label %check
+check:
+  %have = phi i64 [ 0, %free ], [ %worker, %move ]
+  %more = icmp slt i64 %have, %count
+  br i1 %more, label %move, label %done
+move:
+  %worker = add i64 %have, 1
+  %offset = mul i64 %worker, <SLOT_BYTES>
+  %slots = getelementptr i8, ptr %pool, i64 <slots>
+  %slot = getelementptr i8, ptr %slots, i64 %offset
+  @slot handle
+  %thread = load i64, ptr %handle, align 8
+  ; Refused where no CPU is left: the worker stays as it was.
+  %ignored = call i32 %set_affinity(i64 %thread, i64 <CPU_BYTES>, ptr %mask)
+  br label %check
+done:
+  ret void
+}
+
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 """
 
 #   spin: stop? ──> leave        ticket has chunks? ──> gx_take ──> report ──> spin
@@ -460,6 +526,8 @@ def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
         "YIELD_MASK": YIELD_PAUSES - 1,
         "MAX_THREADS": MAX_THREADS,
         "SLOT_BYTES": SLOT_BYTES,
+        "CPU_BYTES": CPU_BYTES,
+        "LISTED_CPUS": 8 * CPU_BYTES,
         "slots": POOL_OFFSETS["slots"],
         "FLOAT_MODE": float_mode(x86),
         "SIG_SETMASK": sig_setmask,

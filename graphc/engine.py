@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
@@ -26,6 +25,7 @@ from graphc.codegen.launch import ProgramBlock
 from graphc.codegen.target import Target, host_target
 from graphc.errors import GraphcError, IndexRangeError
 from graphc.ir.addresses import address_of, aligned_bytes, pins
+from graphc.ir.lazy import cached_property
 from graphc.ir.slabs import place_variables
 from graphc.ir.storage import Storage
 from graphc.ir.tables import BoundProgram, Program

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphc.errors import UsageError
 from graphc.ir.graph import Graph, Variable
+from graphc.ir.lazy import cached_property
 
 # Printing takes modules that a step from the cache runs without.
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
 """LLVM in a thread beside the emitter: order, errors, ends, forks."""
 
 import os
+import signal
 import sys
 import threading
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from graphc.codegen.jit import LoadedCode, bundled, compile_object
 from graphc.codegen.target import host_target
 from graphc.emission import emit_modules, emit_program
 from graphc.errors import LoweringError, ShapeError
+from graphc.ir import program
 
 NAME = "graphc-llvm"
 
@@ -106,6 +109,48 @@ def test_a_child_forked_in_between_compiles_what_is_missing():
             os._exit(0 if thread.objects() == expected and usual else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert thread.objects() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("work", ["initial values", "a call into LLVM", "tables"])
+def test_a_child_compiles_whatever_another_thread_was_at(work, monkeypatch):
+    reached, finish = threading.Event(), threading.Event()
+    honest = program.build_program
+
+    def pause(*arguments):
+        if threading.current_thread() is thread:
+            reached.set()
+            finish.wait(0.2 if work == "a call into LLVM" else 60)  # a fork waits until such a call has ended
+        return np.zeros(3)
+
+    def compile_one(init):
+        gx.compile(gx.input("x", (3,)) + gx.param("p", (3,), init=init))
+
+    def in_thread():
+        if work == "a call into LLVM":
+            llvm.get_host_cpu_name()
+        else:
+            compile_one(pause if work == "initial values" else "zeros")
+
+    compile_one("zeros")
+    thread = threading.Thread(target=in_thread)
+    if work == "tables":
+        monkeypatch.setattr(program, "build_program", lambda kernels: (pause(), honest(kernels))[1])
+    llvm.ffi.register_lock_callback(pause if work == "a call into LLVM" else int, int)
+    try:
+        thread.start()
+        assert reached.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that hangs
+            compile_one("ones")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        finish.set()
+        thread.join()
+        llvm.ffi.unregister_lock_callback(pause if work == "a call into LLVM" else int, int)
 
 
 def test_bundled_objects_are_linked_together():

@@ -19,6 +19,7 @@ RANKS = (
     ("graphc.ir.types",),
     ("graphc.ir.scalar",),
     ("graphc.ir.ops",),
+    ("graphc.ir.lazy",),
     ("graphc.ir.graph", "graphc.ir.locks", "graphc.ir.slabs"),
     ("graphc.ir",),
 )

@@ -83,8 +83,7 @@ class ObjectThread:
                 for text in iter(self._queue.get, None):
                     if self._is_dropped:
                         return
-                    with _outside_forks:
-                        self._objects.append(compile_object(text, self._target))
+                    self._objects.append(compile_object(text, self._target))
         except Exception as error:  # it is raised where the objects are wanted
             self._error = error
 
@@ -114,9 +113,6 @@ def beside(work: Callable[[], object]) -> Iterator[None]:
         raise errors[0]
 
 
-_outside_forks = threading.Lock()
-"""Held while LLVM works: a fork in the middle of it would leave its lock taken in the child for good."""
-
 _switching_lock = threading.Lock()
 _switching = 0
 _usual_seconds = 0.0
@@ -143,7 +139,6 @@ def switching_often() -> Iterator[None]:
 def _after_fork_in_child() -> None:
     """The threads that were switching often are not in the child."""
     global _switching, _switching_lock
-    _outside_forks.release()
     _switching_lock = threading.Lock()
     if _switching:
         _switching = 0
@@ -151,8 +146,4 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_outside_forks.acquire,
-        after_in_parent=_outside_forks.release,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, wraps
 from typing import Any, TypeVar
 
@@ -25,11 +27,27 @@ Made = TypeVar("Made")
 _BUNDLE = b"graphc objects\0\0"
 _library_numbers = itertools.count()
 _llvm_lock = threading.RLock()
+
+
+def _bindings_lock() -> Any:
+    """llvmlite's own lock: every call takes it, also those that free what was made."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    return getattr(getattr(ffi, "lib", None), "_lock", None) or nullcontext()
+
+
+def _before_fork() -> None:
+    """A fork waits: a child in which another thread of the parent's was inside LLVM could never enter it."""
+    _llvm_lock.acquire()
+    _bindings_lock().__enter__()
+
+
+def _after_fork() -> None:
+    _bindings_lock().__exit__(None, None, None)
+    _llvm_lock.release()
+
+
 if hasattr(os, "register_at_fork"):
-    # A fork waits: a child in which another thread of the parent's was inside LLVM could never enter it.
-    os.register_at_fork(
-        before=_llvm_lock.acquire, after_in_parent=_llvm_lock.release, after_in_child=_llvm_lock.release
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def once(make: Callable[[], Made]) -> Callable[[], Made]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from graphc.errors import DeclarationError, UsageError
+from graphc.ir.lazy import cached_property
 from graphc.ir.types import DType, SymbolicExtent, TensorType
 
 if TYPE_CHECKING:

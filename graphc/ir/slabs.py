@@ -11,6 +11,7 @@ of several runs.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -170,3 +171,15 @@ def group_variables(
         groups[moment] = [variable for _, variable in sorted(members, key=lambda pair: pair[0])]
     groups["state"] = rest
     return groups
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    if _lock.acquire(blocking=False):  # nobody's, or held by the thread that forked
+        _lock.release()
+    else:
+        _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphc.ir.lazy import cached_property
 from graphc.ir.packing import Block, Layout, pack
 from graphc.ir.storage import Storage
 from graphc.ir.types import Extent, TensorType, evaluate

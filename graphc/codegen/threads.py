@@ -167,13 +167,12 @@ class ThreadPool:
             self._write_slot(worker, "taken", 0)
         # More threads than CPUs: one that spins would take the CPU from one that works.
         self._write("spins", DEFAULT_SPINS if threads <= available_cpus() else 0)
-        self._write("kept_free", -1)
         self._write_cpus()
         self._write("threads", threads)
         self._write("busy", 0)  # last: it opens the pool
 
     def _write_cpus(self) -> None:
-        """Notes the CPUs of this process for workers, which `gx_leave_callers_cpu` moves among them."""
+        """Notes the CPUs of this process for workers, which `gx_wake_workers` keeps off its caller's."""
         if hasattr(os, "sched_getaffinity"):
             bits = sum(1 << cpu for cpu in os.sched_getaffinity(0) if cpu < 8 * CPU_BYTES)
             for position in range(0, CPU_BYTES, 8):

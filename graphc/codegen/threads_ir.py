@@ -6,7 +6,7 @@
                 busy    ;                     bit 0: a region runs; bit 1: the pool is closed
                 wake_word, parked  ;          what idle workers sleep on; how many went to sleep
                 settings, libc addresses  ;   written by Python while no worker runs
-                cpus, kept_free  ;            where workers may run; the one CPU of these that they leave
+                cpus    ;                     where workers may run
                 slot*                         one per worker, slot 0 is the caller's
 
     gx_parallel   publish ──> take chunks ──> wait for what workers hold ──> lowest error
@@ -68,7 +68,6 @@ POOL_OFFSETS: dict[str, int] = {
     "sched_yield": 5 * _LINE + 120,
     "sched_getcpu": 6 * _LINE,
     "pthread_setaffinity_np": 6 * _LINE + 8,
-    "kept_free": 6 * _LINE + 16,
     "cpus": 7 * _LINE,
     "slots": 8 * _LINE,
 }
@@ -287,65 +286,64 @@ done:
 ; changing the word afterwards leaves no one asleep who is not counted.
 define private void @gx_wake_workers(ptr %pool) nounwind noinline {
 entry:
-  @pool wake_word parked
-  call void @gx_leave_callers_cpu(ptr %pool)
+  @pool wake_word parked spins cpus sched_getcpu@g
   %zeroed = atomicrmw xchg ptr %parked, i64 0 seq_cst, align 8                    ; step: zero_parked
   %bumped = atomicrmw add ptr %wake_word, i64 1 seq_cst, align 8                  ; step: bump_wake_word
+  %cpu_of_caller = load ptr, ptr %g, align 8
+  %pauses = load i64, ptr %spins, align 8
+  %unknown = icmp eq ptr %cpu_of_caller, null
+  ; With more threads than CPUs (they do not spin) workers need the caller's CPU, too.
+  %crowded = icmp eq i64 %pauses, 0
+  %anywhere = or i1 %unknown, %crowded
+  br i1 %anywhere, label %wake, label %ask
+wake:
   call void @gx_wake(ptr %pool, ptr %wake_word)                                   ; step: wake_workers
   ret void
-}
-
-; Keeps workers off the CPU of the caller that wakes them: Linux likes to wake a thread where its waker
-; runs, though another CPU is idle, and there it would wait for milliseconds until it is moved.
-define private void @gx_leave_callers_cpu(ptr %pool) nounwind noinline {
-entry:
-  @pool threads started spins cpus kept_free sched_getcpu@g pthread_setaffinity_np@s
-  %cpu_of_caller = load ptr, ptr %g, align 8
-  %set_affinity = load ptr, ptr %s, align 8
-  %unknown = icmp eq ptr %cpu_of_caller, null
-  br i1 %unknown, label %done, label %ask
 ask:
-  ; With more threads than CPUs (they do not spin) the caller's CPU is one that workers need.
-  %pauses = load i64, ptr %spins, align 8
-  %crowded = icmp eq i64 %pauses, 0
-  br i1 %crowded, label %done, label %look
-look:
+  ; Linux likes to wake a thread where its waker runs, though another CPU is idle, and there it would wait
+  ; for milliseconds until it is moved. Where a thread goes is decided while it is woken, so it is kept off
+  ; the caller's CPU until then, and no longer.
   %cpu = call i32 %cpu_of_caller()
-  %wide = sext i32 %cpu to i64
-  %before = load i64, ptr %kept_free, align 8
-  %same = icmp eq i64 %before, %wide
+  %wide = zext i32 %cpu to i64
   %listed = icmp ult i64 %wide, <LISTED_CPUS>
-  %differs = xor i1 %same, true
-  %moves = and i1 %differs, %listed
-  br i1 %moves, label %free, label %done
-free:
-  store i64 %wide, ptr %kept_free, align 8
-  %mask = alloca [<CPU_BYTES> x i8], align 16
-  call void @llvm.memcpy.p0.p0.i64(ptr %mask, ptr %cpus, i64 <CPU_BYTES>, i1 false)
+  br i1 %listed, label %direct, label %wake
+direct:
+  %others = alloca [<CPU_BYTES> x i8], align 16
+  call void @llvm.memcpy.p0.p0.i64(ptr %others, ptr %cpus, i64 <CPU_BYTES>, i1 false)
   %byte_number = lshr i64 %wide, 3
-  %byte = getelementptr i8, ptr %mask, i64 %byte_number
+  %byte = getelementptr i8, ptr %others, i64 %byte_number
   %low = trunc i64 %wide to i8
   %in_byte = and i8 %low, 7
   %bit = shl i8 1, %in_byte
-  %others = xor i8 %bit, -1
+  %unset = xor i8 %bit, -1
   %all = load i8, ptr %byte, align 1
-  %rest = and i8 %all, %others
+  %rest = and i8 %all, %unset
   store i8 %rest, ptr %byte, align 1
+  call void @gx_allow_cpus(ptr %pool, ptr %others)
+  call void @gx_wake(ptr %pool, ptr %wake_word)                                   ; step: wake_workers
+  call void @gx_allow_cpus(ptr %pool, ptr %cpus)
+  ret void
+}
+
+; Where workers may run. A set of no CPU is refused, and they stay as they were.
+define private void @gx_allow_cpus(ptr %pool, ptr %set) nounwind noinline {
+entry:
+  @pool started pthread_setaffinity_np@s
+  %set_affinity = load ptr, ptr %s, align 8
   %count = load i64, ptr %started, align 8
   br label %check
 check:
-  %have = phi i64 [ 0, %free ], [ %worker, %move ]
+  %have = phi i64 [ 0, %entry ], [ %worker, %allow ]
   %more = icmp slt i64 %have, %count
-  br i1 %more, label %move, label %done
-move:
+  br i1 %more, label %allow, label %done
+allow:
   %worker = add i64 %have, 1
   %offset = mul i64 %worker, <SLOT_BYTES>
   %slots = getelementptr i8, ptr %pool, i64 <slots>
   %slot = getelementptr i8, ptr %slots, i64 %offset
   @slot handle
   %thread = load i64, ptr %handle, align 8
-  ; Refused where no CPU is left: the worker stays as it was.
-  %ignored = call i32 %set_affinity(i64 %thread, i64 <CPU_BYTES>, ptr %mask)
+  %ignored = call i32 %set_affinity(i64 %thread, i64 <CPU_BYTES>, ptr %set)
   br label %check
 done:
   ret void

@@ -219,7 +219,10 @@ def child(arguments: argparse.Namespace) -> None:
     from peers import set_threads
     from workloads import BY_NAME
 
+    from graphc.peaks import machine_peaks
+
     set_threads(arguments.child)
+    machine_peaks()  # of a machine at rest: before the contenders have threads
     worker = None if arguments.tiny else NumpyWorker(arguments.cpu_time)
     with open(arguments.json, "a", encoding="utf-8") as file:
         for name in arguments.only:

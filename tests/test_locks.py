@@ -88,6 +88,7 @@ def test_two_orders_do_not_wait_for_each_other(kind):
                 pass
 
     in_threads([lambda: work(forwards), lambda: work(backwards)] * 2)
+    assert is_free(forwards) and is_free(backwards)
 
 
 def test_the_holder_may_take_it_again_and_others_wait(kind):

@@ -260,7 +260,8 @@ def test_clean_exit_right_after_work() -> None:
 
 def test_clean_exit_while_another_thread_works() -> None:
     busy = "def loop():\n    while True: run_regions(20000, 8)\n"
-    python(_USE + busy + "import time; threading.Thread(target=loop, daemon=True).start(); time.sleep(0.3)")
+    start = "import time; threading.Thread(target=loop, daemon=True).start(); time.sleep(0.3); print('end')"
+    assert python(_USE + busy + start) == "end\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

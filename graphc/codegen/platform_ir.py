@@ -2,6 +2,8 @@
 
     void @gx_sleep(ptr pool, ptr word, i64 expected)   ; sleeps unless the word has changed; may wake early
     void @gx_wake(ptr pool, ptr word)                  ; wakes all who sleep on the word, changed before
+    void @gx_pause(ptr pool, i64 left)                 ; a moment of waiting
+    void @gx_allow_cpus(ptr pool, ptr set)             ; where workers may run
     i64 @gx_set_float_mode(i64 mode)                   ; returns the mode it found
 
 No text names a symbol of the C library: what is called there is reached through the pool's fields.
@@ -64,6 +66,52 @@ entry:
   %r1 = call i32 %lock(ptr %mutex)
   %r2 = call i32 %broadcast(ptr %condition)
   %r3 = call i32 %unlock(ptr %mutex)
+  ret void
+}
+"""
+
+WAITING_IR = """
+; A moment of waiting. Now and then the CPU is offered to whoever wants it: where other programs leave this
+; one fewer CPUs than it has threads, the thread that is waited for may be waiting for this very CPU.
+define private void @gx_pause(ptr %pool, i64 %left) nounwind alwaysinline {
+entry:
+  %within = and i64 %left, <YIELD_MASK>
+  %now = icmp eq i64 %within, 0
+  br i1 %now, label %offer, label %rest
+offer:
+  @pool sched_yield@y
+  %yield = load ptr, ptr %y, align 8
+  %r = call i32 %yield()
+  ret void
+rest:
+  call void <PAUSE>
+  ret void
+}
+"""
+
+# glibc's; nobody calls it where the pool has no address for it.
+AFFINITY_IR = """
+; Where workers may run. A set of no CPU is refused, and they stay as they were.
+define private void @gx_allow_cpus(ptr %pool, ptr %set) nounwind noinline {
+entry:
+  @pool started pthread_setaffinity_np@s
+  %set_affinity = load ptr, ptr %s, align 8
+  %count = load i64, ptr %started, align 8
+  br label %check
+check:
+  %have = phi i64 [ 0, %entry ], [ %worker, %allow ]
+  %more = icmp slt i64 %have, %count
+  br i1 %more, label %allow, label %done
+allow:
+  %worker = add i64 %have, 1
+  %offset = mul i64 %worker, <SLOT_BYTES>
+  %slots = getelementptr i8, ptr %pool, i64 <slots>
+  %slot = getelementptr i8, ptr %slots, i64 %offset
+  @slot handle
+  %thread = load i64, ptr %handle, align 8
+  %ignored = call i32 %set_affinity(i64 %thread, i64 <CPU_BYTES>, ptr %set)
+  br label %check
+done:
   ret void
 }
 """

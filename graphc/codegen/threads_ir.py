@@ -24,7 +24,7 @@ the same names and explores all their interleavings. A change here is a change t
 
 from __future__ import annotations
 
-from graphc.codegen.platform_ir import float_mode, float_mode_ir, parking_ir
+from graphc.codegen.platform_ir import AFFINITY_IR, WAITING_IR, float_mode, float_mode_ir, parking_ir
 from graphc.codegen.templates import expand
 
 MAX_THREADS = 64
@@ -325,30 +325,6 @@ direct:
   ret void
 }
 
-; Where workers may run. A set of no CPU is refused, and they stay as they were.
-define private void @gx_allow_cpus(ptr %pool, ptr %set) nounwind noinline {
-entry:
-  @pool started pthread_setaffinity_np@s
-  %set_affinity = load ptr, ptr %s, align 8
-  %count = load i64, ptr %started, align 8
-  br label %check
-check:
-  %have = phi i64 [ 0, %entry ], [ %worker, %allow ]
-  %more = icmp slt i64 %have, %count
-  br i1 %more, label %allow, label %done
-allow:
-  %worker = add i64 %have, 1
-  %offset = mul i64 %worker, <SLOT_BYTES>
-  %slots = getelementptr i8, ptr %pool, i64 <slots>
-  %slot = getelementptr i8, ptr %slots, i64 %offset
-  @slot handle
-  %thread = load i64, ptr %handle, align 8
-  %ignored = call i32 %set_affinity(i64 %thread, i64 <CPU_BYTES>, ptr %set)
-  br label %check
-done:
-  ret void
-}
-
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 """
 
@@ -413,23 +389,6 @@ sleep:
   call void @gx_sleep(ptr %pool, ptr %wake_word, i64 %word)                       ; step: sleep_worker
   br label %fresh
 out:
-  ret void
-}
-
-; A moment of waiting. Now and then the CPU is offered to whoever wants it: where other programs leave this
-; one fewer CPUs than it has threads, the thread that is waited for may be waiting for this very CPU.
-define private void @gx_pause(ptr %pool, i64 %left) nounwind alwaysinline {
-entry:
-  %within = and i64 %left, <YIELD_MASK>
-  %now = icmp eq i64 %within, 0
-  br i1 %now, label %offer, label %rest
-offer:
-  @pool sched_yield@y
-  %yield = load ptr, ptr %y, align 8
-  %r = call i32 %yield()
-  ret void
-rest:
-  call void <PAUSE>
   ret void
 }
 
@@ -514,7 +473,8 @@ def pool_ir(*, x86: bool, futex: int | None, sig_setmask: int) -> str:
     `sig_setmask` is the platform's SIG_SETMASK. The private `i64 @gx_set_float_mode(i64)` sets the CPU's
     float mode and returns the one it found
     """
-    text = "".join((_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, parking_ir(futex), float_mode_ir(x86=x86)))
+    platform = (parking_ir(futex), WAITING_IR, AFFINITY_IR, float_mode_ir(x86=x86))
+    text = "".join((_TAKE, _ALONE, _PARALLEL, _WORKER, _LIFE, *platform))
     constants: dict[str, object] = {
         "FIELD": (1 << FIELD_BITS) - 1,
         "FIELD_BITS": FIELD_BITS,

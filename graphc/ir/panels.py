@@ -24,7 +24,7 @@ are panels enough to share among threads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from graphc.ir.kernels import (
@@ -132,17 +132,23 @@ class _Product:
         return cost if isinstance(cost, int) else 0
 
     def touches_own_columns(self) -> bool:
-        """Whether chunks of panels would be independent: each stores to columns of its panels, and reads what
-        it stores to, if at all, in the same place."""
-        stored: dict[str, Index] = {}
-        column = Affine.of(self.panels.axis).scale(self.columns.extent) + Affine.of(self.columns.axis)
-        for store in (s for s in walk_stmts(self.kernel.body) if isinstance(s, Store)):
-            own = column in store.index or Affine.of(self.panels.axis) in store.index
-            if store.combine or not own or stored.setdefault(store.target, store.index) != store.index:
-                return False
-        loads = list(loads_of(self.kernel.body))
-        uses_chunk = any(CHUNK in affine.names for load in loads for affine in load.index)
-        return not uses_chunk and all(stored.get(load.source, load.index) == load.index for load in loads)
+        """Whether chunks of panels would be independent."""
+        panel = Affine.of(self.panels.axis)
+        column = panel.scale(self.columns.extent) + Affine.of(self.columns.axis)
+        return chunks_are_independent(self.kernel, {panel, column})
+
+
+def chunks_are_independent(kernel: Kernel, own: Set[Affine]) -> bool:
+    """Whether chunks of some columns would be independent: every store has one of the indices `own` and none
+    combines, and what is stored to is read, if at all, in the same place. No chunk is asked for its number."""
+    stored: dict[str, Index] = {}
+    for store in (s for s in walk_stmts(kernel.body) if isinstance(s, Store)):
+        is_own = not own.isdisjoint(store.index)
+        if store.combine or not is_own or stored.setdefault(store.target, store.index) != store.index:
+            return False
+    loads = list(loads_of(kernel.body))
+    uses_chunk = any(CHUNK in affine.names for load in loads for affine in load.index)
+    return not uses_chunk and all(stored.get(load.source, load.index) == load.index for load in loads)
 
 
 def own_panels(program: KernelProgram, machine: Machine) -> KernelProgram:

@@ -47,7 +47,7 @@ from graphc.ir.kernels import (
     walk_stmts,
 )
 from graphc.ir.machine import Machine
-from graphc.ir.panels import FEWEST_CHUNKS, MOST_ROWS
+from graphc.ir.panels import FEWEST_CHUNKS, MOST_ROWS, chunks_are_independent
 from graphc.ir.prefetch import ROWS_AHEAD, rows_behind
 
 SMALLEST_BYTES = 2**16
@@ -124,19 +124,9 @@ class _Product:
 
 
 def _own_columns(kernel: Kernel, columns: For, matrix: Buffer, place: Index) -> bool:
-    """Whether chunks of columns would be independent: each stores to its own, and reads what it stores to, if
-    at all, in the same place; and whether the matrix is read in one place alone."""
-    stored: dict[str, Index] = {}
-    for store in (s for s in walk_stmts(kernel.body) if isinstance(s, Store)):
-        own = Affine.of(columns.axis) in store.index
-        if store.combine or not own or stored.setdefault(store.target, store.index) != store.index:
-            return False
-    loads = list(loads_of(kernel.body))
-    if any(CHUNK in affine.names for load in loads for affine in load.index):
-        return False
-    if any(load.source == matrix.name and load.index != place for load in loads):
-        return False
-    return all(stored.get(load.source, load.index) == load.index for load in loads)
+    """Whether chunks of columns would be independent, and the matrix is read in one place alone."""
+    elsewhere = any(load.source == matrix.name and load.index != place for load in loads_of(kernel.body))
+    return not elsewhere and chunks_are_independent(kernel, {Affine.of(columns.axis)})
 
 
 def own_strips(program: KernelProgram, machine: Machine) -> KernelProgram:

@@ -127,7 +127,8 @@ TAKEN = {
 def test_an_identity_that_holds_for_every_value(rule, dtype):
     _, expression, left = TAKEN[rule]
     case = Case(dtype)
-    before, after = check(case, expression(case))
+    is_exact = dtype not in FD or rule.partition(" ")[0] not in ROUNDING  # some powers of numpy's are not
+    before, after = check(case, expression(case), is_exact)
     assert len(after.nodes()) < len(before.nodes()) or ops(after) != ops(before)
     if left is not None:
         assert ops(after) == left

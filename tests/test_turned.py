@@ -99,8 +99,8 @@ def test_squares_are_stored_in_whole_vectors() -> None:
 def autoencoder(*, gradient: bool) -> Compiled:
     """Whose first weight gradient is a product of the fed batch by one that is computed."""
     gx.seed(6)
-    x = gx.input("x", (gx.dim("B"), 528))
-    first, second = gx.param("v", (64, 528)), gx.param("w", (528, 64))
+    x = gx.input("x", (gx.dim("B"), 576))  # whole panels for every target
+    first, second = gx.param("v", (96, 576)), gx.param("w", (576, 96))
     loss = gx.mse((x @ first.T).tanh() @ second.T, x)
     outputs = {"loss": loss}
     if gradient:
@@ -116,5 +116,5 @@ def test_what_is_fed_is_not_copied_for_a_weight_gradient(batch: int, gradient: b
     assert re.search(r"acc1 \+= x\[k, i\] \* tmp", text)
     assert not re.search(r"tmp\.t\d+\[.*\] = x\[", text)
     rng = np.random.default_rng(batch)
-    feeds = {"x": rng.normal(size=(batch, 528)).astype("f")}
+    feeds = {"x": rng.normal(size=(batch, 576)).astype("f")}
     assert compare(program, feeds, TOLERANCE, python=batch < 2) == []

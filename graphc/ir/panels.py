@@ -139,8 +139,8 @@ class _Product:
 
 
 def chunks_are_independent(kernel: Kernel, own: Set[Affine]) -> bool:
-    """Whether chunks of some columns would be independent: every store has one of the indices `own` and none
-    combines, and what is stored to is read, if at all, in the same place. No chunk is asked for its number."""
+    """Whether chunks of some columns would be independent: every store has one of the indices `own`, and none
+    combines; what is stored to is read, if at all, in the same place; no chunk is asked for its number."""
     stored: dict[str, Index] = {}
     for store in (s for s in walk_stmts(kernel.body) if isinstance(s, Store)):
         is_own = not own.isdisjoint(store.index)

@@ -80,6 +80,12 @@ def test_rows_that_do_not_fit_in_cache_stay_in_the_tile():
     assert "temp" in apart(UPDATE, replace(SMALL, cache_bytes=(6 * 32 * 4, 64)))
 
 
+def test_rows_may_fill_a_part_of_the_second_level():
+    dear = UPDATE.replace("p[i, j + 16*jp] - acc1", "exp(acc1)")
+    assert "temp" not in apart(dear, replace(SMALL, cache_bytes=(64, 8 * 6 * 32 * 4 - 1)))
+    assert "temp" in apart(dear, replace(SMALL, cache_bytes=(64, 8 * 6 * 32 * 4)))
+
+
 def test_a_single_tile_of_columns_stays():
     one = UPDATE.replace("for jp<2>", "for jp<1>").replace("f32[70, 32]", "f32[70, 16]")
     assert "temp" not in apart(one)

@@ -145,8 +145,9 @@ def test_a_product_asks_less_far_ahead_in_a_sum_that_is_cut_into_chunks():
 def test_a_product_asks_for_no_rows_that_are_near_or_lie_side_by_side():
     assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "16"))
     assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "784").replace("B", "9"))
-    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "31"))
-    assert "prefetch" in scheduled(PRODUCT.replace("ROWS", "4096").replace("B", "32"))
+    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "8192").replace("B", "31"))
+    assert "prefetch" in scheduled(PRODUCT.replace("ROWS", "8192").replace("B", "32"))
+    assert "prefetch" not in scheduled(PRODUCT.replace("ROWS", "1024").replace("B", "128"))
     along = PRODUCT.replace("a: f32[B, ROWS]", "a: f32[ROWS, B]").replace("a[k, i]", "a[i, k]")
     assert "prefetch a" not in scheduled(along.replace("ROWS", "784"))
 

@@ -161,9 +161,11 @@ def _affines(body: Body) -> Iterator[Affine]:
 
 
 def _fits(product: _Product, machine: Machine) -> bool:
-    """Whether the results of a tile's rows stay in the first-level cache until the epilogue takes them."""
+    """Whether the results of a tile's rows stay in a core's own caches until the epilogue takes them: in the
+    first level, or in the second one beside the panels that the tile passes by."""
     row = sum(product.width * var.dtype.itemsize for var in product.sums)
-    return product.rows.tile * row <= machine.cache_bytes[0]
+    first, second = machine.cache_bytes
+    return product.rows.tile * row <= max(first, second // 8)
 
 
 def _pays(product: _Product, kernel: Kernel, machine: Machine) -> bool:

@@ -14,8 +14,9 @@ computes; the hardware's own prefetcher follows a sweep only to the end of its r
 
 A product that sums down the columns of an operand, `acc += a[k, i] * b[k, j]`, takes a line or two of every
 memory row, and rows lie pages apart, where the hardware's prefetcher does not follow. It asks for the same
-columns some rows ahead. So it does for rows that lie line by line (a panel), where the panel is known to
-exceed the nearest cache or has as many rows as are bound at run time.
+columns some rows ahead, unless all of the operand stays in a core's own caches. So it does for rows that lie
+line by line (a panel), where the panel is known to exceed the nearest cache or has as many rows as are bound
+at run time.
 
 What the epilogue of a long sum loads beside it, parameters and moments that it updates, is asked for before
 the sum begins, and has arrived when it ends.
@@ -245,7 +246,7 @@ def _rows_ahead(kernel: Kernel, loop: For) -> list[Prefetch]:
                 flat = flat + affine.scale(stride)
             step, size = flat.coefficient(loop.axis) * buffer.type.dtype.itemsize, buffer.type.nbytes
             far = not isinstance(step, int) or step > LINE_BYTES
-            if far and isinstance(size, int) and size <= NEAREST_BYTES:
+            if far and _is_near(size):
                 continue
             if far or (step == LINE_BYTES and _is_long_panel(loop, load, size)):
                 rows = FAR_ROWS_AHEAD if far and not loop.chunked else ROWS_AHEAD

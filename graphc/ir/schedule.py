@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import gcd
 
 from graphc.ir.collapse import collapse
 from graphc.ir.cost import kernel_cost
@@ -45,6 +46,8 @@ from graphc.ir.unroll import loop_vectors
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
+WAYS = 8
+"""Lines of one set of the nearest cache."""
 SPANNED_ROWS = 168
 """The same where one tile spans the lanes' axis: a line of each operand a row, which the nearest cache holds
 for more rows, and fewer copies to add."""
@@ -79,7 +82,7 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
         return None
 
     body = map_stmts(kernel.body, stmt_rule=rule)
-    if partner:
+    if partner and not (machine.vector_bytes >= LINE_BYTES and _reads_rows(kernel, partner, axis)):
         body = map_stmts(body, stmt_rule=lambda stmt: _along_lines(stmt, partner, axis, machine))
     granule = 1
     if kernel.chunk_axis in tiles:
@@ -218,11 +221,20 @@ def _turning_axis(kernel: Kernel, axis: str) -> str:
     return ""
 
 
+def _reads_rows(kernel: Kernel, partner: str, axis: str) -> bool:
+    """Whether rows are read along the lanes, beside what is turned."""
+    flats = FlatIndices(kernel)
+    found = [flats.of(load.source, load.index) for load in loads_of(kernel.body)]
+    return any(f is not None and f.coefficient(axis) == 1 and f.coefficient(partner) != 0 for f in found)
+
+
 def _along_lines(stmt: Stmt, partner: str, axis: str, machine: Machine) -> Body | None:
     """The two loops of squares that are turned, interchanged where a column of squares fills the cache.
 
     A square takes but a part of each line that it reads. The rest is still at hand for the next square if
-    the inner loop runs along the lines, at the price of as many open lines as a chunk writes rows.
+    the inner loop runs along the lines, at the price of as many open lines as a chunk writes rows. Where
+    vectors are as long as lines, little is left of one; if rows are read beside that (an update of
+    parameters), they had better be few and long.
     """
     if not (isinstance(stmt, For) and stmt.axis == partner and len(stmt.body) == 1):
         return None
@@ -285,8 +297,26 @@ def _contract_tiles(
     others = [a for a in parallel if a != axis]
     if not others:
         return {axis: min(4, max(vectors, 1))}
-    rows = budget // vectors
+    rows = min(budget // vectors, _most_rows(kernel, others[-1], machine))
     return {axis: vectors, others[-1]: _row_tile(extents[others[-1]], rows, vectors)}
+
+
+def _most_rows(kernel: Kernel, axis: str, machine: Machine) -> int:
+    """How many rows a tile may read side by side: their lines have to stay in the nearest cache together.
+
+    Rows whose distance is a multiple of one of its ways' size all map to the same set, which has room for
+    `WAYS` lines; each step of a longer tile would fetch all of its rows again.
+    """
+    flats, way = FlatIndices(kernel), machine.cache_bytes[0] // WAYS
+    buffers = {buffer.name: buffer.type for buffer in kernel.buffers}
+    most = machine.tile_rows * machine.tile_vectors
+    for load in loads_of(kernel.body):
+        flat = flats.of(load.source, load.index)
+        distance = flat.coefficient(axis) if flat is not None else 0
+        if isinstance(distance, int) and distance:
+            apart = gcd(distance * buffers[load.source].dtype.itemsize, way)
+            most = min(most, WAYS * (way // max(apart, LINE_BYTES)))
+    return most
 
 
 def _result_axes(kernel: Kernel) -> list[str]:

@@ -69,22 +69,34 @@ def panel_of(node: Node) -> int:
     return int(node.attrs.get("panel", 0)) if node.name == "copy" else 0
 
 
-def _panel_width(node: Node, order: str, operand: Operand, machine: Machine) -> int:
-    """The width of panels for an operand whose last axis is to be the result's; 0 for none.
+def _tile_width(node: Node, machine: Machine) -> int:
+    """The columns of a register tile."""
+    return machine.tile_vectors * machine.vector_bytes // node.types[0].dtype.itemsize
 
-    Panels pay for a matrix that does not stay in the first-level cache and is read by many rows.
-    """
+
+def _strains_caches(node: Node, order: str, operand: Operand, machine: Machine) -> bool:
+    """Whether the tiles of many rows each pass over all of an operand, column by column of tiles, and it
+    does not stay in the first-level cache."""
     result = node.types[0]
     columns = result.shape[-1]
-    width = machine.tile_vectors * machine.vector_bytes // result.dtype.itemsize
-    if len(order) != 2 or splits(node) or not isinstance(columns, int) or columns % width:
-        return 0
-    if columns <= width:
-        return 0
+    if (
+        len(order) != 2
+        or splits(node)
+        or not isinstance(columns, int)
+        or columns <= _tile_width(node, machine)
+    ):
+        return False
     size, rows = operand.type.nbytes, floordiv(result.size, columns)
     large = not isinstance(size, int) or size >= PANEL_BYTES
     often = not isinstance(rows, int) or rows >= PANEL_ROWS
-    return width if large and often and result.dtype.is_float else 0
+    return large and often and result.dtype.is_float
+
+
+def _panel_width(node: Node, order: str, operand: Operand, machine: Machine) -> int:
+    """The width of panels for an operand whose last axis is to be the result's; 0 for none."""
+    width, columns = _tile_width(node, machine), node.types[0].shape[-1]
+    strains = _strains_caches(node, order, operand, machine)
+    return width if strains and isinstance(columns, int) and columns % width == 0 else 0
 
 
 def _runs_down(node: Node, order: str, result: str, operand: Operand) -> bool:
@@ -104,11 +116,11 @@ def _is_better_turned(
 ) -> bool:
     """Whether a product is better computed with the axes of its result exchanged, and turned afterwards.
 
-    An operand that the user feeds would have to be copied into panels before its columns can be the lanes'.
-    With the axes exchanged it is read element by element, which needs no alignment and no copy, a line at a
-    time, while the other operand is computed and can be stored in panels at once. That pays where the
-    result is small enough to be turned in the cache, and has few columns then, as each panel of them passes
-    over the whole operand.
+    An operand that the user feeds would have to be copied into panels before its columns can be the lanes',
+    or be read across cache lines where they make no whole panels. With the axes exchanged it is read element
+    by element, which needs no alignment and no copy, a line at a time, while the other operand is computed
+    and can be stored in panels at once. That pays where the result is small enough to be turned in the
+    cache, and has few columns then, as each panel of them passes over the whole operand.
     """
     type = node.types[0]
     if len(result) != 2 or any(len(order) != 2 for order in letters) or splits(node):
@@ -116,8 +128,10 @@ def _is_better_turned(
     (fed, order), (other, others) = zip(operands, letters, strict=True)
     if result[-1] not in order:
         (fed, order), (other, others) = (other, others), (fed, order)
-    rows, width = type.shape[0], _panel_width(node, order, fed, m)
-    if not isinstance(rows, int) or not isinstance(type.nbytes, int) or not width:
+    rows, width = type.shape[0], _tile_width(node, m)
+    if not isinstance(rows, int) or not isinstance(type.nbytes, int):
+        return False
+    if not _strains_caches(node, order, fed, m):
         return False
     is_fed = fed.node.name == "input" and order[-1] == result[-1]
     is_ready = not _is_leaf(other) and others[-1] == result[0] and rows % width == 0

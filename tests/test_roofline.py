@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,10 @@ def test_peaks_are_measured_once(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "cache") == ["peaks.json"]
     machine_peaks(refresh=True)
     assert len(calls) == 2
+    disturbed = replace(PEAKS, flops={32: 1e9, 64: 2e12})
+    monkeypatch.setattr(peaks_module, "measure", lambda machine, threads: replace(disturbed, machine=machine))
+    assert machine_peaks(refresh=True).flops == {32: PEAKS.flops[32], 64: 2e12}
+    monkeypatch.setattr(peaks_module, "measure", measure)
     monkeypatch.setattr(peaks_module, "machine_name", lambda: "another")
     assert machine_peaks().machine == "another" and len(calls) == 3
     assert len(read_peaks(tmp_path / "cache" / "peaks.json")) == 2
@@ -223,7 +228,7 @@ def network():
 
 
 def test_the_report_of_a_training_step(monkeypatch):
-    monkeypatch.setattr(roofline_module, "machine_peaks", lambda: PEAKS)
+    monkeypatch.setattr(roofline_module, "machine_peaks", lambda refresh=False: PEAKS)
     monkeypatch.setattr(roofline_module, "MEASURE_SECONDS", 0.01)
     exe, feeds = network()
     exe.run(feeds)
@@ -251,8 +256,41 @@ def test_the_report_of_a_training_step(monkeypatch):
         assert line.split()[0] == kernel.name and kernel.bound in line
 
 
+def test_a_step_faster_than_its_peaks_has_them_measured_again(monkeypatch):
+    asked = []
+    high = replace(
+        PEAKS, flops={32: 1e18, 64: 1e18}, transcendentals=dict.fromkeys(PEAKS.transcendentals, 1e18)
+    )
+    high = replace(high, bandwidths=(Bandwidth(1 << 20, 1e18, 1e18, 1e18),))
+    low = replace(PEAKS, flops={32: 1e3, 64: 1e3})
+
+    def peaks(refresh=False):
+        asked.append(refresh)
+        return high if refresh else low
+
+    monkeypatch.setattr(roofline_module, "machine_peaks", peaks)
+    monkeypatch.setattr(roofline_module, "MEASURE_SECONDS", 0.001)
+    exe, feeds = network()
+    report = exe.roofline(feeds)
+    assert asked == [False, True] and report.peaks is high and 0 < report.fraction < 1
+    assert all(kernel.fraction < 1 for kernel in report.kernels)
+    assert roofline_module.roofline(exe, feeds, low).fraction > 1  # what was given is taken
+    assert asked == [False, True]
+
+
+def test_the_larger_of_each_rate_is_kept():
+    rows = (Bandwidth(1 << 20, 1.0, 1e12, 1.0), Bandwidth(1 << 30, 1.0, 1.0, 1.0))
+    other = replace(PEAKS, flops={32: 1.0, 64: 1e15}, bandwidths=rows)
+    raised = PEAKS.raised(other)
+    assert raised.flops == {32: PEAKS.flops[32], 64: 1e15}
+    assert raised.transcendentals == PEAKS.transcendentals
+    first = PEAKS.bandwidths[0]
+    assert raised.bandwidths[0] == Bandwidth(first.footprint, first.read, 1e12, first.update)
+    assert raised.bandwidths[1:] == PEAKS.bandwidths[1:]
+
+
 def test_keywords_are_feeds_too(monkeypatch):
-    monkeypatch.setattr(roofline_module, "machine_peaks", lambda: PEAKS)
+    monkeypatch.setattr(roofline_module, "machine_peaks", lambda refresh=False: PEAKS)
     monkeypatch.setattr(roofline_module, "MEASURE_SECONDS", 0.001)
     exe, feeds = network()
     assert len(exe.roofline(**feeds).kernels) == len(exe.engine.program.kernels)
@@ -268,7 +306,7 @@ def test_bounds_and_fractions():
 
 
 def test_state_is_put_back_when_a_step_fails(monkeypatch):
-    monkeypatch.setattr(roofline_module, "machine_peaks", lambda: PEAKS)
+    monkeypatch.setattr(roofline_module, "machine_peaks", lambda refresh=False: PEAKS)
     z, y = gx.input("z", (4, 3)), gx.input("y", (4,), dtype="int64")
     w = gx.param("w", init=np.ones(3, np.float32))
     loss = gx.softmax_cross_entropy(z * w, y)

@@ -183,6 +183,16 @@ def test_a_product_of_few_columns_asks_for_the_next_rows_step_by_step():
     emit_kernel(module, parse_kernel(text), 256)
     # For each operand one request at a step of six rows, of two, and of one that is left over.
     assert module.render().count("call void @llvm.prefetch") == 6
+    # The panel's next lines go to the nearest cache, the rows of the next tile to the second level.
+    assert module.render().count("i32 0, i32 3, i32 1)") == module.render().count("i32 0, i32 2, i32 1)") == 3
+
+
+def test_a_tile_whose_step_takes_more_than_a_line_asks_for_as_many():
+    kernel = parse_kernel(ROWS_BY_FEW.replace("COLUMNS", "16"))
+    text = print_kernel(schedule_kernel(kernel, Machine(64, 14, 2, registers=32)))
+    assert "tile 28" in text  # rows of which a step passes over 112 bytes
+    assert "prefetch once a[i + 28, 28*k]\n        prefetch once a[i + 28, 28*k + 16]\n" in text
+    assert text.count("prefetch once") == 2
 
 
 def test_rows_that_are_near_or_meet_many_columns_are_not_asked_for():

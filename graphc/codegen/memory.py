@@ -32,8 +32,11 @@ class Memory(Addressing):
         lie behind the end of the buffer.
 
         Iterations that lie next to each other ask once per line, for the last element that may lie in it:
-        where arrays begin within a line, the line of the first one came with the iterations before.
+        where arrays begin within a line, the line of the first one came with the iterations before. What is
+        asked for once is a tile ahead of its use: it goes to the second-level cache, as the first would not
+        keep it so long, and has few places for requests that wait for memory.
         """
+        level = 2 if once else 3  # llvm.prefetch's locality: 3 is the nearest cache
         linear = linearise(index, place)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
         coefficients = dict(linear.terms)
@@ -52,7 +55,7 @@ class Memory(Addressing):
                 if asks and near.lanes > 1:
                     address = self.f.gep(address, constant(near.lanes - 1, I64), memory_type(place.dtype))
             if asks:
-                self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 3, i32 1)")
+                self.f.line(f"call void @llvm.prefetch.p0({address}, i32 0, i32 {level}, i32 1)")
             return address
 
         build(place.dtype, axes, item)

@@ -14,7 +14,8 @@ For each step:  feeds move ──> rates are set ──> rows are gathered ─�
 Row r of a batch is row indices[step number * batch + r] of every source; rows lie `stride` bytes apart there
 and next to each other in the buffer, which a feed of the program points at. The copying is shared by the
 pool's threads in chunks of `chunk_rows` rows. While a row is copied, the one that comes `ahead` rows later
-is prefetched: rows in random order are what a CPU's own prefetcher cannot foresee.
+is prefetched: rows in random order are what a CPU's own prefetcher cannot foresee. It is asked for in the
+second-level cache, which can wait for more lines at once than the first.
 
 gx_steps returns 0 with `done` = step_count; or gx_run's code after the first failing step, `done` being the
 steps before it; or 0 with fewer steps where the step count in memory has passed the rates that were given.
@@ -168,7 +169,7 @@ entry:
 ; end is covered by one more access that ends with it: the bytes before are written twice, with equal values.
 define private void @gx_copy_row(ptr %to, ptr %from, ptr %coming, i64 %bytes) nounwind {
 entry:
-  call void @llvm.prefetch.p0(ptr %coming, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %coming, i32 0, i32 2, i32 1)
   %short = icmp slt i64 %bytes, 32
   br i1 %short, label %short_row, label %lines
 lines:
@@ -178,7 +179,7 @@ lines:
   br i1 %whole, label %line, label %rest
 line:
   %coming_a = getelementptr i8, ptr %coming, i64 %a1
-  call void @llvm.prefetch.p0(ptr %coming_a, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %coming_a, i32 0, i32 2, i32 1)
   %b = add i64 %a, 32
   %from_a = getelementptr i8, ptr %from, i64 %a
   %from_b = getelementptr i8, ptr %from, i64 %b

@@ -23,8 +23,8 @@ the sum begins, and has arrived when it ends.
 
 A product of few columns, `acc += a[i, k] * b[k, j]` with all j in one tile, computes about as long on its
 rows as memory needs to bring them. While it computes a tile of rows it asks for the next ones, which lie
-right behind: at each of the tile's steps for the next bytes of that stretch. Where it goes over the same
-rows once for every panel, all passes but the first would ask for what is in cache.
+right behind: at each of the tile's steps for the next bytes of that stretch, a line or two. Where it goes
+over the same rows once for every panel, all passes but the first would ask for what is in cache.
 
 A product that passes few rows by each panel of its other operand, `acc += a[i, k] * b[panel, k, j]` with all
 i for one panel after another, is done with a panel before the next one can come. The rows stay in cache; at
@@ -323,8 +323,11 @@ def _spans(extent: Extent, width: Extent) -> bool:
     return extent == width
 
 
-def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
-    """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows."""
+def _next_rows(
+    kernel: Kernel, loop: For, rows: For, panels: Affine | None = None, count: int = 1
+) -> list[Prefetch]:
+    """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows. A tile
+    that passes by `count` panels, numbered by the axis `panels`, spreads them over all of its passes."""
     found: dict[Prefetch, None] = {}
     for load, buffer in _summed_loads(kernel, loop):
         if len(load.index) != 2:
@@ -332,8 +335,14 @@ def _next_rows(kernel: Kernel, loop: For, rows: For) -> list[Prefetch]:
         itemsize, width = buffer.type.dtype.itemsize, buffer.type.shape[1]
         whole_rows = load.index == (Affine.of(rows.axis), Affine.of(loop.axis)) and _spans(loop.extent, width)
         is_long = not isinstance(width, int) or width * itemsize >= SHORTEST_ROW_BYTES
-        if whole_rows and is_long and rows.tile * itemsize <= LINE_BYTES:
-            behind = (Affine.of(rows.axis) + rows.tile, Affine.of(loop.axis).scale(rows.tile))
+        if not (whole_rows and is_long):
+            continue
+        step = -(-rows.tile // count)
+        place = Affine.of(loop.axis).scale(step)
+        if panels is not None and count > 1:
+            place = place + panels.scale(step * width)
+        for line in range(-(-step * itemsize // LINE_BYTES)):
+            behind = (Affine.of(rows.axis) + rows.tile, place + line * (LINE_BYTES // itemsize))
             found[Prefetch(load.source, behind, once=True)] = None
     return list(found)
 
@@ -344,14 +353,12 @@ def rows_behind(
     """Requests for the rows behind those of a tile that passes by `count` panels, numbered by the axis
     `panels`, spread over all of its steps; none where the rows of two tiles collide in the nearest cache."""
     found: list[Prefetch] = []
-    for request in _next_rows(kernel, loop, rows):
+    for request in _next_rows(kernel, loop, rows, Affine.of(panels), count):
         buffer = next(b for b in kernel.buffers if b.name == request.source)
         width = buffer.type.shape[1]
         if isinstance(width, int):
             stride = width * buffer.type.dtype.itemsize
             if 2 * rows.tile * gcd(stride, PAGE_BYTES) > machine.cache_bytes[0]:
                 continue
-            step = -(-rows.tile // count)
-            place = Affine.of(loop.axis).scale(step) + Affine.of(panels).scale(step * width)
-            found.append(replace(request, index=(request.index[0], place if count > 1 else request.index[1])))
+            found.append(request)
     return found

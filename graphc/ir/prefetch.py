@@ -3,11 +3,11 @@
 A kernel of rows computes nothing while it waits for the first touch of a row, and leaves memory idle while it
 computes; the hardware's own prefetcher follows a sweep only to the end of its row. So:
 
-- what a sweep loads at `a[i, j]` is asked for one row ahead, in the sweep of the row before that computes
-  most;
 - what a sweep stores to `b[i, j]` (a store fetches its cache line, too) is asked for in an earlier sweep of
   the same row; if the first sweep stores it, one row ahead. Of those it goes to the one that computes most
   per request, so that requests do not queue;
+- what a sweep loads at `a[i, j]` is asked for one row ahead, in the sweep of the row before that computes
+  most, but rather in one that does not ask for what is stored: memory then has work in both;
 - left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
   for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
   Extents that are bound at run time are taken for large buffers of middling rows.
@@ -116,12 +116,16 @@ def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
         return rows
     asked: list[list[Prefetch]] = [[] for _ in sweeps]
     costs = [statements_cost(sweep.body) for sweep in sweeps]
-    for stream in streams:
+    stored_in: set[int] = set()  # sweeps that ask for what is stored
+    for stream in sorted(streams, key=lambda stream: not stream.is_stored):
         same_row = stream.is_stored and any(s.axis == stream.axis for s in sweeps[: stream.first_sweep])
         last = stream.first_sweep if same_row else len(sweeps)
         allowed = [n for n in range(last) if sweeps[n].axis == stream.axis]
-        crowd = [len(prefetches) + 1 if stream.is_stored else 1 for prefetches in asked]
-        chosen = max(allowed, key=lambda n: costs[n] / crowd[n])
+        if stream.is_stored:
+            chosen = max(allowed, key=lambda n: costs[n] / (len(asked[n]) + 1))
+            stored_in.add(chosen)
+        else:
+            chosen = max(allowed, key=lambda n: (n not in stored_in, costs[n]))
         ahead = {} if same_row else {rows.axis: Affine.of(rows.axis) + rows.tile}
         asked[chosen].append(Prefetch(stream.buffer, tuple(a.substitute(ahead) for a in stream.index)))
     body = list(rows.body)

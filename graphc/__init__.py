@@ -143,7 +143,7 @@ from graphc.shaping import (
 if TYPE_CHECKING:
     from graphc import nn, optim
     from graphc.calls import BoundCall
-    from graphc.compiling import compile, set_num_threads
+    from graphc.compiling import compile, get_num_threads, set_num_threads
     from graphc.executable import Executable
     from graphc.gradients import grad, jvp
 
@@ -156,6 +156,7 @@ _LATE = {
     "Executable": "graphc.executable",
     "check_gradients": "graphc.check",
     "compile": "graphc.compiling",
+    "get_num_threads": "graphc.compiling",
     "grad": "graphc.gradients",
     "jvp": "graphc.gradients",
     "parse": "graphc.ir.text",
@@ -221,6 +222,7 @@ __all__ = [
     "full",
     "full_like",
     "gelu",
+    "get_num_threads",
     "grad",
     "greater",
     "greater_equal",

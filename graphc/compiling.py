@@ -186,6 +186,14 @@ def set_num_threads(count: int) -> None:
     set_threads(count)
 
 
+def get_num_threads() -> int:
+    """How many threads native code uses; before `set_num_threads`, what `GRAPHC_NUM_THREADS`, the process's
+    CPU affinity and its cgroup's quota allow."""
+    from graphc.codegen.threads import get_num_threads as get_threads
+
+    return get_threads()
+
+
 def _machine(backend: Backend) -> tuple[Any, Machine]:
     """The target and what scheduling needs to know of it (the interpreters need none)."""
     if backend == "numpy":

@@ -5,7 +5,6 @@ from native_support import compiled as compile_stages
 from native_support import differences, execute
 
 import graphc as gx
-from graphc.codegen.threads import get_num_threads
 from graphc.ir.text_kernels import print_kernels
 
 
@@ -37,7 +36,7 @@ def require_same_bits(output: gx.Tensor, feeds: dict[str, np.ndarray], mark: str
     """Asserts that the kernels have a mark, and that results are the same at any number of threads."""
     exe = gx.compile(output)
     assert mark in exe.dump("kernels")
-    before = get_num_threads()
+    before = gx.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 8):

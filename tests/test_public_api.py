@@ -28,7 +28,7 @@ FUNCTIONS = """
     arange full eye zeros_like ones_like stop_gradient matmul softmax log_softmax
 """.split()
 LOSSES = "softmax_cross_entropy cross_entropy nll_loss mse l1 huber bce bce_with_logits".split()
-TRANSFORMS = "grad jvp compile parse formula check_gradients set_num_threads".split()
+TRANSFORMS = "grad jvp compile parse formula check_gradients get_num_threads set_num_threads".split()
 METHODS = """
     neg abs sign exp expm1 log log1p sqrt rsqrt square reciprocal sin cos tanh sigmoid relu leaky_relu elu
     selu gelu silu softplus erf maximum minimum clip where cast

@@ -12,14 +12,15 @@ from graphc.ir.schedule import schedule_kernel
 AVX2, AVX512 = Machine(32, 6, 2), Machine(64, 14, 2, registers=32)
 
 
-def rows_of_tile(depth, machine, dtype="f32", left="[i, k]", columns=64):
+def rows_of_tile(depth, machine, dtype="f32", left="[i, k]", columns=64, epilogue="s"):
     """The rows of the tile of a product of (840, depth) by (depth, columns)."""
     shape = f"[840, {depth}]" if left == "[i, k]" else f"[{depth}, 840]"
     kernel = parse_kernel(
         f"kernel k contract i<840>\n  in a: {dtype}{shape}\n  in b: {dtype}[{depth}, {columns}]\n"
-        f"  out c: {dtype}[840, {columns}]\n  for i<840> chunked:\n    for j<{columns}>:\n"
-        f"      var s: {dtype} = 0.0{'f64' if dtype == 'f64' else ''}\n      for k<{depth}>:\n"
-        f"        s += a{left} * b[k, j]\n      c[i, j] = s\n"
+        f"  in d: f32[840, 1024]\n  out c: {dtype}[840, {columns}]\n  for i<840> chunked:\n"
+        f"    for j<{columns}>:\n      var s: {dtype} = 0.0{'f64' if dtype == 'f64' else ''}\n"
+        f"      for k<{depth}>:\n"
+        f"        s += a{left} * b[k, j]\n      c[i, j] = {epilogue}\n"
     )
     body = schedule_kernel(kernel, machine).body
     (tile,) = (s.tile for s in walk_stmts(body) if isinstance(s, For) and s.axis == "i")
@@ -48,6 +49,10 @@ def test_what_collides_are_bytes():
 
 def test_columns_lie_side_by_side():
     assert rows_of_tile(1024, AVX512, left="[k, i]") == 14
+
+
+def test_what_the_epilogue_reads_once_may_collide():
+    assert rows_of_tile(1000, AVX512, epilogue="s + d[i, j]") == 14
 
 
 def test_a_tile_of_one_vector_has_more_rows_to_collide():

@@ -310,7 +310,9 @@ def _most_rows(kernel: Kernel, axis: str, machine: Machine) -> int:
     flats, way = FlatIndices(kernel), machine.cache_bytes[0] // WAYS
     buffers = {buffer.name: buffer.type for buffer in kernel.buffers}
     most = machine.tile_rows * machine.tile_vectors
-    for load in loads_of(kernel.body):
+    sums = [s for s in walk_stmts(kernel.body) if isinstance(s, For) and not s.vector]
+    sums = [loop for loop in sums if any(isinstance(s, Combine) for s in loop.body)]
+    for load in (load for loop in sums for load in loads_of(loop.body)):
         flat = flats.of(load.source, load.index)
         distance = flat.coefficient(axis) if flat is not None else 0
         if isinstance(distance, int) and distance:

@@ -191,7 +191,7 @@ def results():
 @pytest.fixture(autouse=True)
 def small_peaks(monkeypatch):
     """Peaks that need no measuring."""
-    monkeypatch.setattr("graphc.roofline.machine_peaks", lambda: PEAKS)
+    monkeypatch.setattr("graphc.roofline.machine_peaks", lambda refresh=False: PEAKS)
 
 
 def test_ratios(results):

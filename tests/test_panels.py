@@ -38,7 +38,7 @@ kernel k1 contract i<60> cost 2000 granule 6  ; contract
         var acc1: f32 = 0.0
         for k<200>:
           prefetch tmp.t1[jp, k + 8, j]
-          prefetch once tmp.t1[jp + 1, 0, 196*i + k]
+          prefetch far once tmp.t1[jp + 1, 0, 196*i + k]
           acc1 += a[i, k] * tmp.t1[jp, k, j]
         out.c[i, j + 16*jp] = acc1
 """
@@ -104,9 +104,9 @@ def test_an_epilogue_comes_along():
 
 def test_tiles_ask_for_the_rows_behind():
     text = SHARED.replace("60", "1000")
-    assert "prefetch once a" not in own(text.replace("200", "120"))  # all rows stay near
-    assert "prefetch once a[i + 6, 600*jq + 3*k]" in own(text)
-    assert "prefetch once a" not in own(text.replace("200", "1024"))  # these lie in one set of the cache
+    assert "prefetch far once a" not in own(text.replace("200", "120"))  # all rows stay near
+    assert "prefetch far once a[i + 6, 600*jq + 3*k]" in own(text)
+    assert "prefetch far once a" not in own(text.replace("200", "1024"))  # these lie in one set of the cache
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 import graphc as gx
 from graphc.codegen.builder import Module
@@ -40,7 +41,34 @@ def prefetches(text):
 
 def test_the_next_row_is_asked_for_where_most_is_computed_and_this_rows_results_before_they_are_stored():
     found = prefetches(SOFTMAX.replace("WIDTH", "1000"))
-    assert found == [(2, "y[i, j]"), (3, "x[i + 1, j]")]
+    assert found == [(2, "y[i, j]"), (3, "far x[i + 2, j]")]
+
+
+@pytest.mark.parametrize(("width", "rows"), [(128, 12), (256, 6), (600, 3), (768, 2), (4000, 2), ("N", 2)])
+def test_short_rows_are_asked_for_further_ahead(width, rows):
+    (found,) = [at for _, at in prefetches(SOFTMAX.replace("WIDTH", str(width))) if "x[" in at]
+    assert found == f"far x[i + {rows}, j]"
+
+
+def test_rows_of_several_operands_are_asked_for_in_different_sweeps():
+    text = """
+kernel k rows i<B>
+  in x: f32[B, 1000]
+  in d: f32[B, 1000]
+  out s: f32[B]
+  for i<B> chunked:
+    var most: f32 = -inf
+    for j<1000>:
+      most max= x[i, j] + d[i, j]
+    var a: f32 = 0.0
+    for j<1000>:
+      a += (x[i, j] - most) * (x[i, j] - most) * x[i, j]
+    var b: f32 = 0.0
+    for j<1000>:
+      b += d[i, j] * d[i, j] * a
+    s[i] = b
+"""
+    assert prefetches(text) == [(2, "far x[i + 2, j]"), (3, "far d[i + 2, j]")]
 
 
 def test_what_the_first_sweep_stores_is_asked_for_a_row_ahead():
@@ -75,7 +103,7 @@ kernel k rows i<B>
       total += row[j]
     y[i] = total
 """
-    assert [at for _, at in prefetches(text)] == ["x[i + 1, j]"]
+    assert [at for _, at in prefetches(text)] == ["far x[i + 2, j]"]
 
 
 def test_a_single_sweep_is_left_to_the_hardware():
@@ -110,7 +138,7 @@ def test_results_are_the_same_with_and_without():
     loss = gx.softmax_cross_entropy(logits, labels)
     exe = gx.compile({"loss": loss, "dz": gx.grad(loss, logits)})
     text = exe.dump("kernels")
-    assert "prefetch z[" in text and "prefetch out.dz[" in text
+    assert "prefetch far z[" in text and "prefetch out.dz[" in text
     without = gx.compile(gx.parse(re.sub(r"\n +prefetch .*", "", text)))
     expected = without.run(z=z, t=t)
     for name, value in exe.run(z=z, t=t).items():
@@ -176,7 +204,7 @@ kernel k contract i<B>
 
 def test_a_product_of_few_columns_asks_for_the_next_rows_step_by_step():
     text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16"))
-    asked = "        prefetch b[k + 8, j]\n        prefetch once a[i + 6, 6*k]\n"
+    asked = "        prefetch b[k + 8, j]\n        prefetch far once a[i + 6, 6*k]\n"
     assert f"for k<784>:\n{asked}        total +=" in text
     assert print_kernel(parse_kernel(text)) == text
     module = Module("x86_64-unknown-linux-gnu", "nounwind")
@@ -191,14 +219,14 @@ def test_a_tile_whose_step_takes_more_than_a_line_asks_for_as_many():
     kernel = parse_kernel(ROWS_BY_FEW.replace("COLUMNS", "16"))
     text = print_kernel(schedule_kernel(kernel, Machine(64, 14, 2, registers=32)))
     assert "tile 28" in text  # rows of which a step passes over 112 bytes
-    assert "prefetch once a[i + 28, 28*k]\n        prefetch once a[i + 28, 28*k + 16]\n" in text
-    assert text.count("prefetch once") == 2
+    assert "prefetch far once a[i + 28, 28*k]\n        prefetch far once a[i + 28, 28*k + 16]\n" in text
+    assert text.count("prefetch far once") == 2
 
 
 def test_rows_that_are_near_or_meet_many_columns_are_not_asked_for():
-    assert "prefetch once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "512"))
-    assert "prefetch once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "100"))
-    assert "prefetch once" in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "1000"))
+    assert "prefetch far once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "512"))
+    assert "prefetch far once" not in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "100"))
+    assert "prefetch far once" in scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace("B", "1000"))
 
 
 def test_rows_that_every_panel_meets_again_are_not_asked_for():
@@ -215,16 +243,17 @@ kernel k contract i<B>
           total += a[i, k] * b[jp, k, j]
         c[i, j + 16*jp] = total
 """
-    assert "prefetch once a" not in scheduled(panels.replace("PANELS", "32").replace("WIDTH", "512"))
-    assert "prefetch once a" in scheduled(panels.replace("PANELS", "1").replace("WIDTH", "16"))
+    assert "prefetch far once a" not in scheduled(panels.replace("PANELS", "32").replace("WIDTH", "512"))
+    assert "prefetch far once a" in scheduled(panels.replace("PANELS", "1").replace("WIDTH", "16"))
 
 
-def test_a_buffer_may_be_called_once():
+def test_a_buffer_may_be_called_as_a_prefetch_is():
     text = scheduled(ROWS_BY_FEW.replace("COLUMNS", "16").replace(" a", " once").replace("a[", "once["))
-    assert "prefetch once once[i + 6, 6*k]" in text
-    assert print_kernel(parse_kernel(text)) == text
-    plain = text.replace("prefetch once once", "prefetch once")
-    assert print_kernel(parse_kernel(plain)) == plain
+    assert "prefetch far once once[i + 6, 6*k]" in text
+    for words in ("far once once", "far once", "once once", "once"):
+        other = text.replace("prefetch far once once", f"prefetch {words}")
+        assert print_kernel(parse_kernel(other)) == other
+    assert parse_kernel(text.replace("far once once", "far once")) != parse_kernel(text)
 
 
 PANELS_BY_FEW = """
@@ -246,18 +275,19 @@ def test_few_rows_that_pass_by_a_panel_ask_for_the_next_one():
     text = scheduled(PANELS_BY_FEW.replace("ROWS", "64"))
     # 16 tiles of 4 rows by B steps: one element at each of them is the whole panel, B rows of 16.
     assert (
-        "for k<B>:\n          prefetch once b[p + 1, 0, (floordiv(B, 4))*i + k]\n          total +=" in text
+        "for k<B>:\n          prefetch far once b[p + 1, 0, (floordiv(B, 4))*i + k]\n          total +="
+        in text
     )
     assert text.count("prefetch") == 1
     assert print_kernel(parse_kernel(text)) == text
     fewer = scheduled(PANELS_BY_FEW.replace("ROWS", "16"))
-    assert "prefetch once b[p + 1, 0, (B)*i + 4*k]" in fewer
+    assert "prefetch far once b[p + 1, 0, (B)*i + 4*k]" in fewer
 
 
 def test_panels_that_many_rows_pass_by_or_that_are_near_are_not_asked_for():
-    assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "784"))
-    assert "prefetch once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "100"))
-    assert "prefetch once b" in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "1000"))
+    assert "prefetch far once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "784"))
+    assert "prefetch far once b" not in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "100"))
+    assert "prefetch far once b" in scheduled(PANELS_BY_FEW.replace("ROWS", "64").replace("B", "1000"))
 
 
 UPDATE = """

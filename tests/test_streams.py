@@ -34,7 +34,7 @@ def scheduled(text, unread=("y",), vector_bytes=32):
 def test_results_that_no_kernel_reads_stream_and_are_not_asked_for():
     text = scheduled(ROWS)
     assert "stream y[i, j] = " in text
-    assert "prefetch x[i + 1, j]" in text and "prefetch y" not in text
+    assert "prefetch far x[i + 2, j]" in text and "prefetch y" not in text
 
 
 def test_what_other_kernels_read_does_not_stream():

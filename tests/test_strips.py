@@ -96,7 +96,7 @@ def test_a_copy_of_what_is_overwritten_stays():
 
 def test_long_rows_are_asked_for():
     text = SHARED.replace("60", "1000")
-    assert "prefetch once a[i + 6, 6*k]" in own(text)
+    assert "prefetch far once a[i + 6, 6*k]" in own(text)
 
 
 def test_names_of_the_kernel_are_not_taken_again():

@@ -173,8 +173,8 @@ class KernelEmitter(Loops):
                 self.store(stmt)
             case Check():
                 self.check(stmt)
-            case Prefetch(source, index, once):
-                self.prefetch(self.places[source], index, once)
+            case Prefetch():
+                self.prefetch(stmt)
 
     def full(self, tile: Tile) -> Callable[[dict[str, int]], Value]:
         """Items of a tile as wide as the vector axis, where one is active."""

@@ -7,7 +7,7 @@ from graphc.codegen.builder import I64, Function, LLType, Value, constant, memor
 from graphc.codegen.scalars import emit_combine, reduce_lanes
 from graphc.codegen.tiles import Axis, Tile, build, keys
 from graphc.errors import LoweringError
-from graphc.ir.kernels import Index
+from graphc.ir.kernels import Index, Prefetch
 from graphc.ir.scalar import combine_identity
 from graphc.ir.types import DType, Shape, evaluate
 
@@ -27,17 +27,16 @@ class Memory(Addressing):
         self.vector_bytes = lanes * 4  # of a register; the kernel emitter knows better
         self.streams = False  # whether stores that may stream do
 
-    def prefetch(self, place: Place, index: Index, once: bool) -> None:
+    def prefetch(self, stmt: Prefetch) -> None:
         """Asks for the cache lines of these unrolled iterations (or, once, of the first of them); lines may
         lie behind the end of the buffer.
 
         Iterations that lie next to each other ask once per line, for the last element that may lie in it:
-        where arrays begin within a line, the line of the first one came with the iterations before. What is
-        asked for once is a tile ahead of its use: it goes to the second-level cache, as the first would not
-        keep it so long, and has few places for requests that wait for memory.
+        where arrays begin within a line, the line of the first one came with the iterations before.
         """
-        level = 2 if once else 3  # llvm.prefetch's locality: 3 is the nearest cache
-        linear = linearise(index, place)
+        level = 2 if stmt.far else 3  # llvm.prefetch's locality: 3 is the nearest cache
+        place, once = self.places[stmt.source], stmt.once
+        linear = linearise(stmt.index, place)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
         coefficients = dict(linear.terms)
         near = next((axis for axis in axes if coefficients[axis.name] == 1 and not once), None)

@@ -13,7 +13,7 @@ printed, parsed, interpreted in plain Python and emitted as native code.
          | Temp(name, dtype, shape)           a local array, private to the iteration
          | Store(target, index, expr, combine, guard, stream)   to a buffer or a local array
          | Check(condition, position)         fails the step, naming the first bad position
-         | Prefetch(source, index, once)      asks for memory that will be touched soon; has no meaning
+         | Prefetch(source, index, once, far) asks for memory that will be touched soon; has no meaning
     Expr = Const(value, dtype) | Ref(name, dtype) | IndexValue(affine) | ExtentValue(extent)
          | Load(source, index, dtype, guard, fill) | Prim(name, operands, dtype) | Cast(operand, dtype)
     Affine = offset + sum of coefficient * name, with Extent coefficients; a name is a loop axis, the
@@ -271,12 +271,14 @@ class Check:
 class Prefetch:
     """Asks for the cache line of an element before it is loaded or stored. The element need not exist.
 
-    `once`: of the iterations that are unrolled together only the first asks.
+    `once`: of the iterations that are unrolled together only the first asks. `far`: into the second-level
+    cache, which keeps more until it is wanted, and can wait for more lines of memory at a time.
     """
 
     source: str
     index: Index
     once: bool = False
+    far: bool = False
 
 
 Stmt = For | Let | Var | Combine | Assign | Temp | Store | Check | Prefetch

@@ -325,16 +325,18 @@ def _declaration(keyword: str, cursor: Cursor, scope: _Scope) -> Stmt:
 def _prefetch(cursor: Cursor, scope: _Scope) -> Prefetch:
     token = cursor.peek()
     source = cursor.name("a buffer")
-    once = source == "once" and not cursor.at("[")
-    if once:
-        token = cursor.peek()
-        source = cursor.name("a buffer")
+    words = {"far": False, "once": False}
+    for word in words:
+        words[word] = source == word and not cursor.at("[")
+        if words[word]:
+            token = cursor.peek()
+            source = cursor.name("a buffer")
     if source not in scope.arrays:
         cursor.fail("no buffer or local array of this name in scope", token)
     index, guard, _ = _index(cursor, scope)
     if guard is not None:
         cursor.fail("a prefetch has no guard", token)
-    return Prefetch(source, index, once)
+    return Prefetch(source, index, **words)
 
 
 def _for(cursor: Cursor, lines: _Lines, scope: _Scope) -> For:

@@ -6,8 +6,10 @@ computes; the hardware's own prefetcher follows a sweep only to the end of its r
 - what a sweep stores to `b[i, j]` (a store fetches its cache line, too) is asked for in an earlier sweep of
   the same row; if the first sweep stores it, one row ahead. Of those it goes to the one that computes most
   per request, so that requests do not queue;
-- what a sweep loads at `a[i, j]` is asked for one row ahead, in the sweep of the row before that computes
-  most, but rather in one that does not ask for what is stored: memory then has work in both;
+- what a sweep loads at `a[i, j]` is asked for two rows ahead (short rows further), in the second-level
+  cache: the nearest one can wait for too few lines at a time to keep memory busy. Requests are spread over
+  the sweeps by what these compute, but rather not to one that asks for what is stored: memory then has work
+  in all of them;
 - left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
   for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
   Extents that are bound at run time are taken for large buffers of middling rows.
@@ -64,6 +66,8 @@ NEAR_BYTES = 2**19
 """A buffer of at most so many bytes stays in a core's own caches from one step to the next."""
 SHORTEST_ROW_BYTES = 512
 LONGEST_ROW_BYTES = 2**14
+BYTES_AHEAD = 6 * 2**10
+"""Twice what a core may read of memory while it waits for one line."""
 LINE_BYTES = 64
 NEAREST_BYTES = 2**15
 """What the first-level cache holds."""
@@ -88,6 +92,13 @@ class _Stream:
     axis: str
     first_sweep: int
     is_stored: bool
+    row_bytes: Extent
+
+    @property
+    def rows_ahead(self) -> int:
+        """So many rows that memory is asked `BYTES_AHEAD` before it is wanted, but at least two."""
+        known = self.row_bytes if isinstance(self.row_bytes, int) else BYTES_AHEAD
+        return max(-(-BYTES_AHEAD // known), 2)
 
 
 def prefetch_rows(kernel: Kernel) -> Kernel:
@@ -121,13 +132,16 @@ def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
         same_row = stream.is_stored and any(s.axis == stream.axis for s in sweeps[: stream.first_sweep])
         last = stream.first_sweep if same_row else len(sweeps)
         allowed = [n for n in range(last) if sweeps[n].axis == stream.axis]
+        chosen = max(
+            allowed,
+            key=lambda n: (stream.is_stored or n not in stored_in, costs[n] / (len(asked[n]) + 1)),
+        )
         if stream.is_stored:
-            chosen = max(allowed, key=lambda n: costs[n] / (len(asked[n]) + 1))
             stored_in.add(chosen)
-        else:
-            chosen = max(allowed, key=lambda n: (n not in stored_in, costs[n]))
-        ahead = {} if same_row else {rows.axis: Affine.of(rows.axis) + rows.tile}
-        asked[chosen].append(Prefetch(stream.buffer, tuple(a.substitute(ahead) for a in stream.index)))
+        distance = 0 if same_row else rows.tile if stream.is_stored else stream.rows_ahead * rows.tile
+        ahead = {rows.axis: Affine.of(rows.axis) + distance}
+        index = tuple(affine.substitute(ahead) for affine in stream.index)
+        asked[chosen].append(Prefetch(stream.buffer, index, far=not stream.is_stored))
     body = list(rows.body)
     for place, sweep, prefetches in zip(places, sweeps, asked, strict=True):
         body[place] = replace(sweep, body=(*prefetches, *sweep.body))
@@ -144,7 +158,8 @@ def _streams(kernel: Kernel, rows: For, sweeps: list[For], axes: frozenset[str])
             buffer = buffers.get(name)
             if buffer is not None and _is_row(buffer, index, rows.axis, sweep, axes):
                 known = stores if is_store else found
-                known.setdefault((name, index), _Stream(name, index, sweep.axis, number, is_store))
+                nbytes = sweep.extent * buffer.type.dtype.itemsize
+                known.setdefault((name, index), _Stream(name, index, sweep.axis, number, is_store, nbytes))
     return [*found.values(), *(s for key, s in stores.items() if key not in found)]
 
 
@@ -316,7 +331,9 @@ def _next_panels(kernel: Kernel, loop: For, panels: For, rows: For) -> list[Pref
         place = Affine.of(loop.axis).scale(step) + Affine.of(rows.axis).scale(
             floordiv(depth * step, rows.tile)
         )
-        found[Prefetch(load.source, (Affine.of(panels.axis) + 1, Affine(), place), once=True)] = None
+        found[Prefetch(load.source, (Affine.of(panels.axis) + 1, Affine(), place), once=True, far=True)] = (
+            None
+        )
     return list(found)
 
 
@@ -347,7 +364,7 @@ def _next_rows(
             place = place + panels.scale(step * width)
         for line in range(-(-step * itemsize // LINE_BYTES)):
             behind = (Affine.of(rows.axis) + rows.tile, place + line * (LINE_BYTES // itemsize))
-            found[Prefetch(load.source, behind, once=True)] = None
+            found[Prefetch(load.source, behind, once=True, far=True)] = None
     return list(found)
 
 

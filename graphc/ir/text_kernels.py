@@ -124,7 +124,8 @@ def format_stmt(stmt: Stmt, scalars: Names = NO_NAMES) -> str:
     if isinstance(stmt, Check):
         return f"check {format_expr(stmt.condition, scalars)} at {stmt.position}"
     if isinstance(stmt, Prefetch):
-        return f"prefetch {'once ' if stmt.once else ''}{stmt.source}[{format_index(stmt.index)}]"
+        how = f"{'far ' if stmt.far else ''}{'once ' if stmt.once else ''}"
+        return f"prefetch {how}{stmt.source}[{format_index(stmt.index)}]"
     guard = "" if stmt.guard is None else f" if {format_expr(stmt.guard, scalars)}"
     symbol = _combine_symbol(stmt.combine) if stmt.combine else "="
     target = f"stream {stmt.target}" if stmt.stream else stmt.target

@@ -55,7 +55,7 @@ def emit_modules(
     from graphc.codegen.kernels import emit_kernel
     from graphc.codegen.sharing import shared_forms
 
-    new_module = partial(Module, target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    new_module = partial(Module.of, target)
     module = new_module()
     codes = codes or [code_text(kernel) for kernel in program.kernels]
     different = dict(zip(codes, program.kernels, strict=True))

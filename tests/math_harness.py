@@ -56,7 +56,7 @@ NAMES = (*gxmath.MATH, "pow")
 @cache
 def module_text(target: Target, dtype: str, lanes: int) -> str:
     """All functions as loops in one module."""
-    module = Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
+    module = Module.of(target)
     for name in NAMES:
         write_loop(module, name, dtype, lanes)
     return module.render()

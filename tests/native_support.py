@@ -39,9 +39,7 @@ class Compiled:
     def native(self):
         if self.code is None:
             target = self.target
-            module = Module(
-                target.triple, "nounwind " + target.function_attributes, has_rounding=target.has_rounding
-            )
+            module = Module.of(target)
             kernels = self.stages.kernels.kernels
             self.emitted = [emit_kernel(module, kernel, target.vector_bits) for kernel in kernels]
             symbols = sorted({e.symbol for e in self.emitted})

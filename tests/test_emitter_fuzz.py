@@ -485,7 +485,7 @@ def text_of(draw, kernel):
 def fuzz(seeds, vector_bits):
     """(failures as text, kernels run, kernels that the emitter refuses)."""
     target = host_target()
-    module = Module(target.triple, "nounwind", has_rounding=target.has_rounding)
+    module = Module.of(target)
     ready, refused = [], 0
     for seed in seeds:
         draw = Draw(seed, vector_bits // 32)

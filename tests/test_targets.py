@@ -32,7 +32,7 @@ def classifier() -> gx.Executable:
 def emitted(exe: gx.Executable, target: Target) -> str:
     rows, vectors = target.contract_tile
     machine = Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
-    module = Module(target.triple, f"nounwind {target.function_attributes}", has_rounding=target.has_rounding)
+    module = Module.of(target)
     for kernel in gx.parse(exe.dump("kernels"), exe.state_dict() | LEARNING_RATE).kernels:
         emit_kernel(module, schedule_kernel(kernel, machine), target.vector_bits)
     return module.render()
@@ -62,9 +62,7 @@ def test_no_level_spills_in_the_product() -> None:
         target = TARGETS[level]
         rows, vectors = target.contract_tile
         machine = Machine(target.vector_bits // 8, rows, vectors, registers=target.registers)
-        module = Module(
-            target.triple, f"nounwind {target.function_attributes}", has_rounding=target.has_rounding
-        )
+        module = Module.of(target)
         for kernel in gx.parse(exe.dump("kernels")).kernels:
             emit_kernel(module, schedule_kernel(kernel, machine), target.vector_bits)
         blocks = re.split(r"^\.LBB\w+:", assembly(module.render(), target), flags=re.MULTILINE)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from graphc.codegen.target import Target
 from graphc.ir.types import DType
 
 _ELEMENT = {"float32": "float", "float64": "double", "int32": "i32", "int64": "i64", "uint8": "i8"}
@@ -116,6 +117,11 @@ class Module:
         self._globals: dict[str, str] = {}
         self._functions: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
+
+    @staticmethod
+    def of(target: Target) -> Module:
+        """An empty module for a target."""
+        return Module(target.triple, target.function_attributes, has_rounding=target.has_rounding)
 
     def declare(self, text: str) -> None:
         """Adds a declaration (`declare float @llvm.sqrt.f32(float)`) unless it is there already."""

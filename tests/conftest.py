@@ -26,3 +26,13 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 def fresh_seed() -> None:
     """Every test declares its parameters under the same seed, whatever ran before it."""
     gx.seed(0)
+
+
+@pytest.fixture(params=["short", "long"])
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Steps run with the GIL, or all without it."""
+    from graphc import calls
+
+    if request.param == "long":
+        monkeypatch.setattr(calls, "LONG_NANOSECONDS", -1)
+    return str(request.param)

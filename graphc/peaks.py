@@ -8,8 +8,8 @@ Everything runs through the thread pool at its present number of threads. Bytes 
 program names: the line that a store fetches before it is overwritten (write-allocate) is not counted, and
 makes the measured bandwidth lower; where stores past the caches, which fetch nothing, are faster, the triad's
 rate is theirs. Measured once and kept in a per-user file, an entry for each kind of machine and number of
-threads, until the sources of the emitter change. Whatever else the machine does makes a measured peak lower,
-never higher: measuring again keeps the larger of each rate.
+threads, until the sources of the emitter change. Whatever else the machine does makes a measured peak lower:
+measuring again keeps the larger of each rate. Removing the file starts anew.
 """
 
 from __future__ import annotations

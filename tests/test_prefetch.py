@@ -209,10 +209,10 @@ def test_a_product_of_few_columns_asks_for_the_next_rows_step_by_step():
     assert print_kernel(parse_kernel(text)) == text
     module = Module("x86_64-unknown-linux-gnu", "nounwind")
     emit_kernel(module, parse_kernel(text), 256)
-    # For each operand one request at a step of six rows, of two, and of one that is left over.
-    assert module.render().count("call void @llvm.prefetch") == 6
-    # The panel's next lines go to the nearest cache, the rows of the next tile to the second level.
-    assert module.render().count("i32 0, i32 3, i32 1)") == module.render().count("i32 0, i32 2, i32 1)") == 3
+    # The panel's next lines go to the nearest cache, at each step of six rows, of two, and of one left over.
+    assert module.render().count("i32 0, i32 3, i32 1)") == 3
+    # The rows of the next tile go to the second level; behind what is left of a tile there may be none.
+    assert module.render().count("i32 0, i32 2, i32 1)") == 1
 
 
 def test_a_tile_whose_step_takes_more_than_a_line_asks_for_as_many():

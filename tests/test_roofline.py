@@ -270,12 +270,18 @@ def test_a_step_faster_than_its_peaks_has_them_measured_again(monkeypatch):
 
     monkeypatch.setattr(roofline_module, "machine_peaks", peaks)
     monkeypatch.setattr(roofline_module, "MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr(roofline_module, "_doubted", [])
     exe, feeds = network()
+    assert exe.roofline(feeds).fraction > 2 and asked == [False]  # not what a disturbance makes of a peak
+    monkeypatch.setattr(roofline_module, "DISTURBED", math.inf)
+    asked.clear()
     report = exe.roofline(feeds)
     assert asked == [False, True] and report.peaks is high and 0 < report.fraction < 1
     assert all(kernel.fraction < 1 for kernel in report.kernels)
     assert roofline_module.roofline(exe, feeds, low).fraction > 1  # what was given is taken
     assert asked == [False, True]
+    roofline_module._doubted.append(low)  # as after a measurement that brought nothing
+    assert exe.roofline(feeds).fraction > 1 and asked == [False, True, False]
 
 
 def test_the_larger_of_each_rate_is_kept():

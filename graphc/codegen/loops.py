@@ -228,6 +228,7 @@ class Loops(Memory):
         depth = len(self.scopes)
         axis = Axis(stmt.axis, base, depth, segment.count, segment.lanes, stmt.vector, stmt.extent)
         axis.origin = segment.origin
+        axis.whole = segment.count == stmt.tile
         self.scopes.append(Scope(depth, self.f.region()))
         if segment.masked:
             axis.left = self.left(segment, base)

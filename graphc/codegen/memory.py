@@ -32,13 +32,16 @@ class Memory(Addressing):
         lie behind the end of the buffer.
 
         Iterations that lie next to each other ask once per line, for the last element that may lie in it:
-        where arrays begin within a line, the line of the first one came with the iterations before.
+        where arrays begin within a line, the line of the first one came with the iterations before. What is
+        asked for once comes after a whole tile; where there is none, nothing may come.
         """
         level = 2 if stmt.far else 3  # llvm.prefetch's locality: 3 is the nearest cache
         place, once = self.places[stmt.source], stmt.once
         linear = linearise(stmt.index, place)
         axes = self.tiled(self.axes_of(frozenset(name for name, _ in linear.terms)))
         coefficients = dict(linear.terms)
+        if once and not all(axis.whole for axis in self.axes.values() if axis.name in coefficients):
+            return
         near = next((axis for axis in axes if coefficients[axis.name] == 1 and not once), None)
         per_line = max(CACHE_LINE // (place.dtype.itemsize * near.lanes), 1) if near is not None else 1
         self.f.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")

@@ -29,6 +29,8 @@ class Axis:
     lanes: int = 1
     vector: bool = False
     extent: Extent = 0
+    # Whether as many iterations run together as the schedule says; fewer do in what is left of a loop.
+    whole: bool = True
     # For a vector axis in its tail: per item, which lanes exist (None: all), and how many iterations.
     masks: Sequence[Value | None] = ()
     left: Value | None = None

@@ -16,7 +16,7 @@ In the tile's own epilogue (left) memory is touched one cache line of every row 
 prefetch follows; elementary functions work on as many vectors at once as the tile has accumulators, more than
 registers hold; and a sum over all columns folds its lanes once for every tile. Over whole rows (right), one
 after the other, memory is read as streams, and the unrolling is the epilogue's own. The order of the tiles
-costs nothing: panels of the right operand then come from the second-level cache, ahead of their use.
+costs next to nothing: panels of the right operand then come from further caches, ahead of their use.
 """
 
 from __future__ import annotations

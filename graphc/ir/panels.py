@@ -202,7 +202,7 @@ def _merged(copy: _Copy, product: _Product, machine: Machine) -> Kernel | None:
     together = _panels_together(copy, product, machine)
     if together == 0:
         return None
-    return _Merger(copy, product, panel, together, machine).kernel()
+    return _Merger(copy, product, panel, together).kernel()
 
 
 def _panels_together(copy: _Copy, product: _Product, machine: Machine) -> int:
@@ -223,11 +223,9 @@ def _panels_together(copy: _Copy, product: _Product, machine: Machine) -> int:
 class _Merger:
     """Writes the merged kernel of one copy and one product."""
 
-    def __init__(
-        self, copy: _Copy, product: _Product, panel: Buffer, together: int, machine: Machine
-    ) -> None:
+    def __init__(self, copy: _Copy, product: _Product, panel: Buffer, together: int) -> None:
         self._copy, self._product, self._panel = copy, product, panel
-        self._together, self._machine = together, machine
+        self._together = together
         names = {
             s.axis for k in (copy.kernel, product.kernel) for s in walk_stmts(k.body) if isinstance(s, For)
         }
@@ -252,7 +250,7 @@ class _Merger:
             self._panel.type.dtype,
             (*((self._together,) if self._together > 1 else ()), total.extent, width),
         )
-        asked = rows_behind(product.kernel, total, rows, self._machine, self._inner, self._together)
+        asked = rows_behind(product.kernel, total, rows, self._inner, self._together)
         summed = replace(total, body=(*asked, *total.body))
         columns = map_stmts((product.columns,), stmt_rule=lambda s: (summed,) if s is total else None)
         columns = self._changed(columns, {panels.axis: self._which})

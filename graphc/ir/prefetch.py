@@ -7,18 +7,18 @@ computes; the hardware's own prefetcher follows a sweep only to the end of its r
   the same row; if the first sweep stores it, one row ahead. Of those it goes to the one that computes most
   per request, so that requests do not queue;
 - what a sweep loads at `a[i, j]` is asked for two rows ahead (short rows further), in the second-level
-  cache: the nearest one can wait for too few lines at a time to keep memory busy. Requests are spread over
-  the sweeps by what these compute, but rather not to one that asks for what is stored: memory then has work
-  in all of them;
+  cache: the nearest one can wait for too few lines at a time to keep memory busy. Each operand is asked for
+  in another sweep, those that compute most first, and rather not in one that asks for what is stored: memory
+  then has work in all of them;
 - left alone are buffers that fit in a core's own caches, rows of a few cache lines (the hardware takes them
-  for one long stream), and rows so long that they would not stay in the nearest cache until their turn.
+  for one long stream), and rows so long that they would push each other out of the nearest cache.
   Extents that are bound at run time are taken for large buffers of middling rows.
 
 A product that sums down the columns of an operand, `acc += a[k, i] * b[k, j]`, takes a line or two of every
 memory row, and rows lie pages apart, where the hardware's prefetcher does not follow. It asks for the same
-columns some rows ahead, unless all of the operand stays in a core's own caches. So it does for rows that lie
-line by line (a panel), where the panel is known to exceed the nearest cache or has as many rows as are bound
-at run time.
+columns some rows ahead, unless all of the operand stays in a core's own caches. So it does for the rows of a
+panel, which lie side by side: where they are one line each, if the panel is known to exceed the nearest cache
+or has as many rows as are bound at run time.
 
 What the epilogue of a long sum loads beside it, parameters and moments that it updates, is asked for before
 the sum begins, and has arrived when it ends.
@@ -35,8 +35,8 @@ each step they ask for the next bytes of the next panel, all of which is there w
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
-from math import gcd
 
 from graphc.ir.cost import statements_cost
 from graphc.ir.kernels import (
@@ -59,7 +59,6 @@ from graphc.ir.kernels import (
     walk_expr,
     walk_stmts,
 )
-from graphc.ir.machine import Machine
 from graphc.ir.types import Extent, floordiv
 
 NEAR_BYTES = 2**19
@@ -71,8 +70,6 @@ BYTES_AHEAD = 6 * 2**10
 LINE_BYTES = 64
 NEAREST_BYTES = 2**15
 """What the first-level cache holds."""
-PAGE_BYTES = 4096
-"""Lines this far apart lie in one set of the first-level cache."""
 ROWS_AHEAD = 8
 """Rows of an operand that a product asks for ahead: about fifty cycles of multiply-adds."""
 FAR_ROWS_AHEAD = 24
@@ -101,8 +98,9 @@ class _Stream:
         return max(-(-BYTES_AHEAD // known), 2)
 
 
-def prefetch_rows(kernel: Kernel) -> Kernel:
-    """A kernel of form `rows`, vectorised already, with its prefetches; other kernels as they are."""
+def prefetch_rows(kernel: Kernel, past: Set[str] = frozenset()) -> Kernel:
+    """A kernel of form `rows`, vectorised already, with its prefetches; other kernels as they are. `past` are
+    the buffers that it stores past the caches: their lines need not be there."""
     if kernel.form != "rows":
         return kernel
 
@@ -111,18 +109,18 @@ def prefetch_rows(kernel: Kernel) -> Kernel:
         for stmt in body:
             if isinstance(stmt, For) and not stmt.vector:
                 inner = visit(stmt.body, axes | {stmt.axis})
-                stmt = _prefetched(kernel, replace(stmt, body=inner), axes)
+                stmt = _prefetched(kernel, replace(stmt, body=inner), axes, past)
             result.append(stmt)
         return tuple(result)
 
     return replace(kernel, body=visit(kernel.body, frozenset()))
 
 
-def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
+def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str], past: Set[str]) -> For:
     """A loop over rows with the prefetches of its sweeps, if it has at least two."""
     places = [n for n, stmt in enumerate(rows.body) if isinstance(stmt, For) and stmt.vector]
     sweeps = [stmt for stmt in rows.body if isinstance(stmt, For) and stmt.vector]
-    streams = _streams(kernel, rows, sweeps, axes)
+    streams = [s for s in _streams(kernel, rows, sweeps, axes) if not (s.is_stored and s.buffer in past)]
     if len(sweeps) < 2 or not streams:
         return rows
     asked: list[list[Prefetch]] = [[] for _ in sweeps]
@@ -132,12 +130,11 @@ def _prefetched(kernel: Kernel, rows: For, axes: frozenset[str]) -> For:
         same_row = stream.is_stored and any(s.axis == stream.axis for s in sweeps[: stream.first_sweep])
         last = stream.first_sweep if same_row else len(sweeps)
         allowed = [n for n in range(last) if sweeps[n].axis == stream.axis]
-        chosen = max(
-            allowed,
-            key=lambda n: (stream.is_stored or n not in stored_in, costs[n] / (len(asked[n]) + 1)),
-        )
         if stream.is_stored:
+            chosen = max(allowed, key=lambda n: costs[n] / (len(asked[n]) + 1))
             stored_in.add(chosen)
+        else:
+            chosen = max(allowed, key=lambda n: (n not in stored_in, -len(asked[n]), costs[n]))
         distance = 0 if same_row else rows.tile if stream.is_stored else stream.rows_ahead * rows.tile
         ahead = {rows.axis: Affine.of(rows.axis) + distance}
         index = tuple(affine.substitute(ahead) for affine in stream.index)
@@ -264,11 +261,11 @@ def _rows_ahead(kernel: Kernel, loop: For) -> list[Prefetch]:
             for affine, stride in zip(load.index, contiguous_strides(buffer.type.shape), strict=True):
                 flat = flat + affine.scale(stride)
             step, size = flat.coefficient(loop.axis) * buffer.type.dtype.itemsize, buffer.type.nbytes
-            far = not isinstance(step, int) or step > LINE_BYTES
-            if far and _is_near(size):
+            apart = not isinstance(step, int) or step > LINE_BYTES
+            if apart and _is_near(size):
                 continue
-            if far or (step == LINE_BYTES and _is_long_panel(loop, load, size)):
-                rows = FAR_ROWS_AHEAD if far and not loop.chunked else ROWS_AHEAD
+            if apart or (step == LINE_BYTES and _is_long_panel(loop, load, size)):
+                rows = FAR_ROWS_AHEAD if apart and not loop.chunked else ROWS_AHEAD
                 ahead = {loop.axis: Affine.of(loop.axis) + rows}
                 found[Prefetch(load.source, tuple(a.substitute(ahead) for a in load.index))] = None
     return list(found)
@@ -327,14 +324,19 @@ def _next_panels(kernel: Kernel, loop: For, panels: For, rows: For) -> list[Pref
         depth, width = buffer.type.shape[1:]
         if rows.axis in load.index[2].names or loop.extent != depth or not isinstance(width, int):
             continue
-        step = -(-width * rows.tile // rows.extent)
+        step = -(-width * rows.tile // (rows.extent - rows.extent % rows.tile))
         place = Affine.of(loop.axis).scale(step) + Affine.of(rows.axis).scale(
             floordiv(depth * step, rows.tile)
         )
-        found[Prefetch(load.source, (Affine.of(panels.axis) + 1, Affine(), place), once=True, far=True)] = (
-            None
-        )
+        for start in _lines_of(place, step, buffer.type.dtype.itemsize):
+            next_panel = (Affine.of(panels.axis) + 1, Affine(), start)
+            found[Prefetch(load.source, next_panel, once=True, far=True)] = None
     return list(found)
+
+
+def _lines_of(place: Affine, elements: int, itemsize: int) -> list[Affine]:
+    """An element of every cache line of so many elements."""
+    return [place + line * (LINE_BYTES // itemsize) for line in range(-(-elements * itemsize // LINE_BYTES))]
 
 
 def _spans(extent: Extent, width: Extent) -> bool:
@@ -344,11 +346,8 @@ def _spans(extent: Extent, width: Extent) -> bool:
     return extent == width
 
 
-def _next_rows(
-    kernel: Kernel, loop: For, rows: For, panels: Affine | None = None, count: int = 1
-) -> list[Prefetch]:
-    """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows. A tile
-    that passes by `count` panels, numbered by the axis `panels`, spreads them over all of its passes."""
+def _next_rows(kernel: Kernel, loop: For, rows: For, panels: str = "", count: int = 1) -> list[Prefetch]:
+    """Requests for the rows behind those of a tile, where an innermost loop passes over whole rows."""
     found: dict[Prefetch, None] = {}
     for load, buffer in _summed_loads(kernel, loop):
         if len(load.index) != 2:
@@ -360,26 +359,17 @@ def _next_rows(
             continue
         step = -(-rows.tile // count)
         place = Affine.of(loop.axis).scale(step)
-        if panels is not None and count > 1:
-            place = place + panels.scale(step * width)
-        for line in range(-(-step * itemsize // LINE_BYTES)):
-            behind = (Affine.of(rows.axis) + rows.tile, place + line * (LINE_BYTES // itemsize))
+        if count > 1:
+            place = place + Affine.of(panels).scale(step * width)
+        for start in _lines_of(place, step, itemsize):
+            behind = (Affine.of(rows.axis) + rows.tile, start)
             found[Prefetch(load.source, behind, once=True, far=True)] = None
     return list(found)
 
 
-def rows_behind(
-    kernel: Kernel, loop: For, rows: For, machine: Machine, panels: str, count: int
-) -> list[Prefetch]:
+def rows_behind(kernel: Kernel, loop: For, rows: For, panels: str = "", count: int = 1) -> list[Prefetch]:
     """Requests for the rows behind those of a tile that passes by `count` panels, numbered by the axis
-    `panels`, spread over all of its steps; none where the rows of two tiles collide in the nearest cache."""
-    found: list[Prefetch] = []
-    for request in _next_rows(kernel, loop, rows, Affine.of(panels), count):
-        buffer = next(b for b in kernel.buffers if b.name == request.source)
-        width = buffer.type.shape[1]
-        if isinstance(width, int):
-            stride = width * buffer.type.dtype.itemsize
-            if 2 * rows.tile * gcd(stride, PAGE_BYTES) > machine.cache_bytes[0]:
-                continue
-            found.append(request)
-    return found
+    `panels`, spread over all of its steps; none for rows of unknown width."""
+    asked = _next_rows(kernel, loop, rows, panels, count)
+    widths = {b.name: b.type.shape[-1] for b in kernel.buffers if b.type.rank}
+    return [request for request in asked if isinstance(widths[request.source], int)]

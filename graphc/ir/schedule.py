@@ -47,7 +47,7 @@ from graphc.ir.unroll import loop_vectors
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
 WAYS = 8
-"""Lines of one set of the nearest cache."""
+"""Lines of one set of the nearest cache; some processors have more, and fewer sets."""
 SPANNED_ROWS = 168
 """The same where one tile spans the lanes' axis: a line of each operand a row, which the nearest cache holds
 for more rows, and fewer copies to add."""
@@ -96,8 +96,11 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
         granule = SPANNED_ROWS if spans else SPLIT_ROWS
     scheduled = replace(kernel, body=body, granule=granule)
     scheduled = replace(scheduled, cost=kernel_cost(scheduled, lanes if axis else 1) // 1000 + 1)
-    scheduled = prefetch_products(prefetch_rows(with_row_epilogue(scheduled, machine)), lanes)
-    return stream_outputs(scheduled, unread, machine.vector_bytes)
+    scheduled = prefetch_products(with_row_epilogue(scheduled, machine), lanes)
+    streamed = stream_outputs(prefetch_rows(scheduled), unread, machine.vector_bytes)
+    past = frozenset(s.target for s in walk_stmts(streamed.body) if isinstance(s, Store) and s.stream)
+    # What goes past the caches is not asked for, and makes room for other requests.
+    return stream_outputs(prefetch_rows(scheduled, past), unread, machine.vector_bytes) if past else streamed
 
 
 def _is_split(body: Body) -> bool:
@@ -297,7 +300,11 @@ def _contract_tiles(
     others = [a for a in parallel if a != axis]
     if not others:
         return {axis: min(4, max(vectors, 1))}
-    rows = min(budget // vectors, _most_rows(kernel, others[-1], machine))
+    rows, most = budget // vectors, _most_rows(kernel, others[-1], machine)
+    if most < rows:
+        # A part of the usual tile: chunks of a region are multiples of all its tiles.
+        usual = machine.tile_rows
+        rows = min(rows, usual if most >= usual else usual // -(-usual // most))
     return {axis: vectors, others[-1]: _row_tile(extents[others[-1]], rows, vectors)}
 
 

@@ -29,7 +29,6 @@ from graphc.ir.kernels import (
     Store,
     contiguous_strides,
     loads_of,
-    map_stmts,
     walk_stmts,
 )
 from graphc.ir.types import Extent
@@ -55,7 +54,6 @@ def stream_outputs(kernel: Kernel, unread: frozenset[str], vector_bytes: int) ->
     stores = [stmt for stmt in walk_stmts(kernel.body) if isinstance(stmt, Store)]
     mixed = {s.target for s in stores if s.combine or s.guard is not None}
     mixed |= {load.source for load in loads_of(kernel.body)}
-    streamed: set[str] = set()
 
     def visit(body: Body, vector: str) -> Body:
         result: list[Stmt] = []
@@ -66,15 +64,11 @@ def stream_outputs(kernel: Kernel, unread: frozenset[str], vector_bytes: int) ->
                 buffer = targets[stmt.target]
                 lanes = vector_bytes // buffer.type.dtype.itemsize
                 if _in_whole_vectors(stmt, buffer.type.shape, vector, lanes):
-                    streamed.add(stmt.target)
                     stmt = replace(stmt, stream=True)
             result.append(stmt)
         return tuple(result)
 
-    def unasked(stmt: Stmt) -> Body | None:
-        return () if isinstance(stmt, Prefetch) and stmt.source in streamed else None
-
-    return replace(kernel, body=map_stmts(visit(kernel.body, ""), stmt_rule=unasked))
+    return replace(kernel, body=visit(kernel.body, ""))
 
 
 def _in_whole_vectors(store: Store, shape: tuple[Extent, ...], vector: str, lanes: int) -> bool:

@@ -199,7 +199,7 @@ def _with_strip(product: _Product, copy: _Copy | None, machine: Machine) -> Kern
         axes = {copy.rows.axis: Affine.of(total.axis), copy.columns.axis: Affine.of(columns.axis)}
         element, steps = _over(copy.store.expr, axes), copy.rows.tile
         read = [b for b in copy.kernel.buffers if b.access == "in"]
-    asked = rows_behind(kernel, total, product.rows, machine, "", 1)
+    asked = rows_behind(kernel, total, product.rows)
     ahead = Prefetch(strip, (Affine.of(total.axis) + ROWS_AHEAD,))
 
     def expr(e: Expr) -> Expr | None:

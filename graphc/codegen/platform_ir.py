@@ -1,5 +1,5 @@
-"""The parts of the native run time that differ between platforms: waiting and sleeping, where threads may run,
-and the CPU's float mode.
+"""The parts of the native run time that differ between platforms: waiting, sleeping, which CPUs threads may
+run on, and the CPU's float mode.
 
     void @gx_sleep(ptr pool, ptr word, i64 expected)   ; sleeps unless the word has changed; may wake early
     void @gx_wake(ptr pool, ptr word)                  ; wakes all who sleep on the word, changed before

@@ -134,8 +134,9 @@ def region_costs() -> RegionCosts:
     return RegionCosts(take, max(report, 0.0))
 
 
-def regions_of(executable: Any, feeds: Any) -> tuple[list[Region], ProgramBlock]:
-    """The regions of a step on these feeds, timed on one thread launch by launch, and the step's block."""
+def regions_of(executable: Any, feeds: Any) -> tuple[list[Region], ProgramBlock, object]:
+    """The regions of a step on these feeds, timed on one thread launch by launch, the step's block, and the
+    arrays whose addresses the block holds: they have to live as long as it runs."""
     engine = executable.engine
     assert isinstance(engine, NativeEngine)
     arrays, bindings = executable.feed_plan.prepare(feeds)
@@ -157,8 +158,7 @@ def regions_of(executable: Any, feeds: Any) -> tuple[list[Region], ProgramBlock]
         works = tuple(work_of(kernel, bound.bindings) for kernel in kernels)
         seconds = sum(max(least[number] - call, 1e-9) for number in range(first, first + count))
         found.append(Region(chunking.count, seconds, works))
-    del results
-    return found, block
+    return found, block, (arrays, results)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -214,8 +214,9 @@ def curve(name: str, machine: Machine, tiny: bool = False) -> Curve:
     contender = workload.graphc(workload.data(tiny))
     counts = sorted({1, machine.all.threads})
     gx.set_num_threads(1)
-    regions, block = regions_of(contender.executable, contender.feeds)
+    regions, block, arrays = regions_of(contender.executable, contender.feeds)
     times = measured(block, counts)
+    del arrays
     points = sorted({*THREADS, *counts})
     return Curve(
         name,

@@ -216,7 +216,7 @@ def curve(name: str, machine: Machine, tiny: bool = False) -> Curve:
     gx.set_num_threads(1)
     regions, block, arrays = regions_of(contender.executable, contender.feeds)
     times = measured(block, counts)
-    del arrays
+    del arrays  # no sooner
     points = sorted({*THREADS, *counts})
     return Curve(
         name,

@@ -137,7 +137,7 @@ def _size(nbytes: int) -> str:
 
 
 def machine_peaks(refresh: bool = False) -> Peaks:
-    """The peaks of this machine at the present number of threads: from the per-user file, or measured (two
+    """The peaks of this machine at the present number of threads: from the per-user file, or measured (some
     seconds) and kept there. `refresh` measures in any case and keeps the larger of each rate, for when
     another program was in the way."""
     from graphc.codegen.threads import get_num_threads

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from call_support import T, X, classifier, general
-from thread_support import in_threads
+from thread_support import held_elsewhere, in_threads
 
 import graphc as gx
 from graphc import calls, steps
@@ -222,20 +222,9 @@ def test_calls_in_a_forked_child(length):
         step.run(x=x)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    holding, release = threading.Event(), threading.Event()
-
-    def hold():
-        with step._lock:
-            holding.set()
-            release.wait(60)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert holding.wait(30)
     child = context.Process(target=_in_child, args=(queue, bound, step, x))
-    child.start()
-    release.set()
-    thread.join()
+    with held_elsewhere(step._lock):
+        child.start()
     child.join(60)
     assert child.exitcode == 0 and queue.get() == 9
     bound()

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from thread_support import held_elsewhere
 
 import graphc as gx
 from graphc import training
@@ -313,26 +314,15 @@ def test_a_forked_child_runs_and_leaves_the_parent_alone():
     step = network()
     step.run(x=X, t=T)
     before = step.state_dict()
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with step._lock:
-            inside.set()
-            leave.wait(60)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    inside.wait(60)  # another thread is inside when the process forks
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            step.run(x=X, t=T)
-            code = 0 if step.state_dict()["optim.step"] == 2 else 2
-        finally:
-            os._exit(code)
-    leave.set()
-    other.join()
+    with held_elsewhere(step._lock):  # another thread is inside when the process forks
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                step.run(x=X, t=T)
+                code = 0 if step.state_dict()["optim.step"] == 2 else 2
+            finally:
+                os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert all(before[n].tobytes() == a.tobytes() for n, a in step.state_dict().items())
 

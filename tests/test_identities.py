@@ -49,20 +49,20 @@ def run(graph, feeds):
     return interpret(graph, feeds, bindings={"B": len(feeds["x"])})[0]["out"]
 
 
-def check(case: Case, operand: Operand, exact=True) -> tuple[Graph, Graph]:
-    """Rewrites and compares bit by bit (NaN payloads aside)."""
+def check(case: Case, operand: Operand, ulps=0) -> tuple[Graph, Graph]:
+    """Rewrites and compares bit by bit (NaN payloads aside), or within so many units in the last place."""
     before = Graph({"out": operand})
     after = identities(before)
     assert after.outputs["out"].type == operand.type
     expected, found = run(before, case.feeds()), run(after, case.feeds())
     assert found.dtype == expected.dtype
-    if exact:
-        np.testing.assert_array_equal(found, expected)
-        if found.dtype.kind == "f":
-            numbers = ~np.isnan(expected)
-            np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(expected)[numbers])
+    if ulps:
+        np.testing.assert_array_max_ulp(found, expected, ulps)
     else:
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_array_equal(found, expected)
+    if found.dtype.kind == "f":
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(expected)[numbers])
     return before, after
 
 
@@ -127,8 +127,11 @@ TAKEN = {
 def test_an_identity_that_holds_for_every_value(rule, dtype):
     _, expression, left = TAKEN[rule]
     case = Case(dtype)
-    is_exact = dtype not in FD or rule.partition(" ")[0] not in ROUNDING  # some powers of numpy's are not
-    before, after = check(case, expression(case), is_exact)
+    rounds = dtype in FD and rule in (
+        "small_powers",
+        "small_powers (-1)",
+    )  # as numpy's pow does, on some CPUs
+    before, after = check(case, expression(case), ulps=1 if rounds else 0)
     assert len(after.nodes()) < len(before.nodes()) or ops(after) != ops(before)
     if left is not None:
         assert ops(after) == left

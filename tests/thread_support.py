@@ -1,6 +1,7 @@
 """Work on several threads at once, for tests."""
 
 import threading
+from contextlib import contextmanager
 
 
 def in_threads(functions, seconds=60):
@@ -21,3 +22,23 @@ def in_threads(functions, seconds=60):
     assert not any(thread.is_alive() for thread in threads), "a thread sleeps for ever"
     if raised:
         raise raised[0]
+
+
+@contextmanager
+def held_elsewhere(lock):
+    """Another thread holds a lock while the block runs."""
+    holding, release = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            holding.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert holding.wait(30)
+        yield
+    finally:
+        release.set()
+        thread.join()

@@ -32,8 +32,8 @@ class Memory(Addressing):
         lie behind the end of the buffer.
 
         Iterations that lie next to each other ask once per line, for the last element that may lie in it:
-        where arrays begin within a line, the line of the first one came with the iterations before. What is
-        asked for once comes after a whole tile; where there is none, nothing may come.
+        where arrays begin within a line, the line of the first one came with the iterations before. Once is
+        asked for what lies a tile ahead: in what is left over of a loop, there is none.
         """
         level = 2 if stmt.far else 3  # llvm.prefetch's locality: 3 is the nearest cache
         place, once = self.places[stmt.source], stmt.once

@@ -272,8 +272,8 @@ class Prefetch:
     """Asks for the cache line of an element before it is loaded or stored. The element need not exist.
 
     `once`: of the iterations that are unrolled together only the first asks, and none in what is left over of
-    a loop. `far`: into the second-level
-    cache, which keeps more until it is wanted, and can wait for more lines of memory at a time.
+    a loop. `far`: into the second-level cache, which keeps more until it is wanted, and can wait for more
+    lines of memory at a time.
     """
 
     source: str

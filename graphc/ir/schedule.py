@@ -46,8 +46,6 @@ from graphc.ir.unroll import loop_vectors
 
 SPLIT_ROWS = 96
 """Least rows of a chunk that keeps its own copy of a product: writing and adding the copy is then cheap."""
-WAYS = 8
-"""Lines of one set of the nearest cache; some processors have more, and fewer sets."""
 SPANNED_ROWS = 168
 """The same where one tile spans the lanes' axis: a line of each operand a row, which the nearest cache holds
 for more rows, and fewer copies to add."""
@@ -82,8 +80,8 @@ def schedule_kernel(kernel: Kernel, machine: Machine, unread: frozenset[str] = f
         return None
 
     body = map_stmts(kernel.body, stmt_rule=rule)
-    if partner and not (machine.vector_bytes >= LINE_BYTES and _reads_rows(kernel, partner, axis)):
-        body = map_stmts(body, stmt_rule=lambda stmt: _along_lines(stmt, partner, axis, machine))
+    if partner and _turns_along_lines(kernel, partner, axis, machine):
+        body = map_stmts(body, stmt_rule=lambda stmt: _interchanged(stmt, partner, axis))
     granule = 1
     if kernel.chunk_axis in tiles:
         granule = max(s.tile for s in walk_stmts(body) if isinstance(s, For) and s.chunked)
@@ -224,27 +222,30 @@ def _turning_axis(kernel: Kernel, axis: str) -> str:
     return ""
 
 
-def _reads_rows(kernel: Kernel, partner: str, axis: str) -> bool:
-    """Whether rows are read along the lanes, beside what is turned."""
+def _turns_along_lines(kernel: Kernel, partner: str, axis: str, machine: Machine) -> bool:
+    """Whether squares that are turned had better follow each other along the lines that they read.
+
+    A square takes but a part of each line. Where a column of squares fills the cache, the rest is still at
+    hand for the next one only if that lies along the lines, at the price of as many open lines as a chunk
+    writes rows. Where vectors are as long as lines, little is left of one; if rows are read beside that (an
+    update of parameters), they had better be few and long.
+    """
+    extent = next(s.extent for s in walk_stmts(kernel.body) if isinstance(s, For) and s.axis == axis)
+    if isinstance(extent, int) and extent * LINE_BYTES < machine.cache_bytes[0]:
+        return False
+    if machine.vector_bytes < LINE_BYTES:
+        return True
     flats = FlatIndices(kernel)
     found = [flats.of(load.source, load.index) for load in loads_of(kernel.body)]
-    return any(f is not None and f.coefficient(axis) == 1 and f.coefficient(partner) != 0 for f in found)
+    return not any(f is not None and f.coefficient(axis) == 1 and f.coefficient(partner) != 0 for f in found)
 
 
-def _along_lines(stmt: Stmt, partner: str, axis: str, machine: Machine) -> Body | None:
-    """The two loops of squares that are turned, interchanged where a column of squares fills the cache.
-
-    A square takes but a part of each line that it reads. The rest is still at hand for the next square if
-    the inner loop runs along the lines, at the price of as many open lines as a chunk writes rows. Where
-    vectors are as long as lines, little is left of one; if rows are read beside that (an update of
-    parameters), they had better be few and long.
-    """
+def _interchanged(stmt: Stmt, partner: str, axis: str) -> Body | None:
+    """The loop of the partner with that of the axis, if it has just that in it, around it."""
     if not (isinstance(stmt, For) and stmt.axis == partner and len(stmt.body) == 1):
         return None
     inner = stmt.body[0]
     if not (isinstance(inner, For) and inner.axis == axis):
-        return None
-    if isinstance(inner.extent, int) and inner.extent * LINE_BYTES < machine.cache_bytes[0]:
         return None
     return (replace(inner, body=(replace(stmt, body=inner.body),)),)
 
@@ -312,9 +313,9 @@ def _most_rows(kernel: Kernel, axis: str, machine: Machine) -> int:
     """How many rows a tile may read side by side: their lines have to stay in the nearest cache together.
 
     Rows whose distance is a multiple of one of its ways' size all map to the same set, which has room for
-    `WAYS` lines; each step of a longer tile would fetch all of its rows again.
+    `cache_ways` lines; each step of a longer tile would fetch all of its rows again.
     """
-    flats, way = FlatIndices(kernel), machine.cache_bytes[0] // WAYS
+    flats, way = FlatIndices(kernel), machine.cache_bytes[0] // machine.cache_ways
     buffers = {buffer.name: buffer.type for buffer in kernel.buffers}
     most = machine.tile_rows * machine.tile_vectors
     sums = [s for s in walk_stmts(kernel.body) if isinstance(s, For) and not s.vector]
@@ -324,7 +325,7 @@ def _most_rows(kernel: Kernel, axis: str, machine: Machine) -> int:
         distance = flat.coefficient(axis) if flat is not None else 0
         if isinstance(distance, int) and distance:
             apart = gcd(distance * buffers[load.source].dtype.itemsize, way)
-            most = min(most, WAYS * (way // max(apart, LINE_BYTES)))
+            most = min(most, machine.cache_ways * (way // max(apart, LINE_BYTES)))
     return most
 
 

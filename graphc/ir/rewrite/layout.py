@@ -79,12 +79,9 @@ def _strains_caches(node: Node, order: str, operand: Operand, machine: Machine) 
     does not stay in the first-level cache."""
     result = node.types[0]
     columns = result.shape[-1]
-    if (
-        len(order) != 2
-        or splits(node)
-        or not isinstance(columns, int)
-        or columns <= _tile_width(node, machine)
-    ):
+    if len(order) != 2 or splits(node) or not isinstance(columns, int):
+        return False
+    if columns <= _tile_width(node, machine):
         return False
     size, rows = operand.type.nbytes, floordiv(result.size, columns)
     large = not isinstance(size, int) or size >= PANEL_BYTES
